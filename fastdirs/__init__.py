@@ -1,0 +1,59 @@
+"""fastdirs: find, look at, name and render interpretable directions of pretrained GANs.
+
+    generator = fastdirs.load_generator("celeba-faces-64")   # zoo name, file, folder, or package.module:factory
+    bank = fastdirs.discover(generator, "sefa", num_directions=20)
+    artifact = fastdirs.export_generator(generator, "out/celeba")  # ONNX, verified against torch
+    runtime = fastdirs.open_runtime(artifact, backend="auto")      # numpy in, numpy out
+
+The map, each level importing only from those above it:
+
+    errors, registry                  every exception; folders as registries
+    latents, images, manifest,        seeds to z; pixels; the JSON beside artefacts and atomic files;
+      machine, recipe                 timing and machine facts; what an export asks for (TOML)
+    checkpoints/, directions, zoo/    safe readers; the direction bank; real generators as data
+    generators/, lowering/            the generator contract and one file per family; pure rewrites before export
+    discovery/, backends/, loading    one file per method; one file per runtime; whatever the user names -> generator
+    artifact, parity, download        the exported folder; error against torch; fetching zoo entries
+    export, runtime                   trace, verify, write; open and choose a backend
+    traversal, bench, inspection      seeds x directions x epsilons; every backend measured; what a file holds
+    writers/, gallery                 strips, arrays, grids, atlas, GIF, MP4; the pipeline that fills a folder
+    cli/                              click: parse, call one function, print
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fastdirs.directions import DirectionBank as DirectionBank
+    from fastdirs.directions import load_bank as load_bank
+    from fastdirs.discovery import discover as discover
+    from fastdirs.export import export_generator as export_generator
+    from fastdirs.gallery import traverse as traverse
+    from fastdirs.generators import Generator as Generator
+    from fastdirs.generators import ModuleGenerator as ModuleGenerator
+    from fastdirs.loading import load_generator as load_generator
+    from fastdirs.download import pull as pull
+    from fastdirs.runtime import open_runtime as open_runtime
+
+_PUBLIC = {
+    "DirectionBank": "directions",
+    "Generator": "generators",
+    "ModuleGenerator": "generators",
+    "discover": "discovery",
+    "export_generator": "export",
+    "load_bank": "directions",
+    "load_generator": "loading",
+    "open_runtime": "runtime",
+    "pull": "download",
+    "traverse": "gallery",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    # Public names are imported on first use, so that `fastdirs --help` never waits for torch.
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'fastdirs' has no attribute {name!r}")
+    return getattr(import_module(f"fastdirs.{_PUBLIC[name]}"), name)

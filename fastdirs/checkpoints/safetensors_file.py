@@ -1,0 +1,44 @@
+"""Safetensors: the format in which fastdirs keeps generators; files of others are read as a plain state dict."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastdirs.checkpoints import Format
+from fastdirs.errors import CheckpointError
+from fastdirs.manifest import Json
+
+HEADER = "fastdirs"
+
+
+def _recognises(head: bytes) -> bool:
+    # Eight bytes of header length, then a JSON object.
+    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Json]:
+    """Tensors by name, any shape `[...]`, and the JSON that fastdirs put into the header (empty if another program wrote it).
+
+    Raises:
+        CheckpointError: Truncated or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header = json.loads(metadata.get(HEADER, "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is a broken safetensors file ({error}). Download or make it again.") from error
+    return tensors, header
+
+
+def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:
+    if key is not None:
+        raise CheckpointError(f"{path} holds one state dict, so key={key!r} selects nothing. Leave it out.")
+    return read_safetensors(path)
+
+
+FORMAT = Format(summary="safetensors", recognises=_recognises, read=_read)

@@ -1,0 +1,66 @@
+"""SeFa: directions in closed form, from the weights that the latents meet first."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fastdirs.discovery import Found, Method
+from fastdirs.errors import SelectionError
+from fastdirs.generators import Generator
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of SeFa.
+
+    Attributes:
+        normalize: "rows" scales each output unit's row to unit length, as the paper's code; "none" keeps the raw weights.
+    """
+
+    normalize: str = field(default="rows", metadata={"help": "rows (published) or none (raw weights)"})
+
+    def __post_init__(self) -> None:
+        if self.normalize not in ("rows", "none"):
+            raise SelectionError(f"normalize={self.normalize!r} is unknown. Expected rows or none.")
+
+
+def find(
+    generator: Generator,
+    num_directions: int,
+    layers: Sequence[int],
+    settings: Settings,
+    progress: Callable[[int, int], None],
+) -> Found:
+    """Eigenvectors of A^T A, largest eigenvalue first, where A stacks the weights that read the chosen layers.
+
+    Args:
+        generator: A generator with weights to factorise.
+        num_directions: K, at most its dim.
+        layers: Latent layers whose weights are stacked, and which the directions edit.
+        settings: Row normalisation.
+        progress: Called once, at the end.
+
+    Raises:
+        SelectionError: No weight of this generator reads those layers.
+
+    Source:
+        Shen & Zhou, CVPR 2021 (arXiv:2007.06600), eq. 5-7. Differs: float64 and a symmetric solver, so the order is
+        certain; the sign is fixed; a row of zeros stays zero where the paper's code divides by zero.
+    """
+    weights = [factor.weight for factor in generator.factors() if factor.layer in layers]
+    if not weights:
+        raise SelectionError(f"sefa does not apply to {generator.provenance.name} (family {generator.family}): no weight of it reads layers {list(layers)} directly.")
+    a = torch.cat([weight.double() for weight in weights])
+    if settings.normalize == "rows":
+        length = a.norm(dim=1, keepdim=True)
+        a = a / torch.where(length > 0, length, 1.0)
+    eigenvalues, eigenvectors = torch.linalg.eigh(a.T @ a)
+    best = eigenvalues.argsort(descending=True)[:num_directions]
+    directions = torch.zeros(num_directions, generator.num_layers, generator.dim, dtype=torch.float64)
+    directions[:, list(layers)] = eigenvectors[:, best].T[:, None]
+    progress(1, 1)
+    return Found(directions=directions, scores=eigenvalues[best])
+
+
+METHOD = Method(summary="closed-form factorisation of the first weights (Shen & Zhou 2021)", settings=Settings, find=find)

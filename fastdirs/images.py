@@ -1,0 +1,95 @@
+"""The only place that converts range, dtype and layout of images; strips, grids and encoders."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fastdirs.errors import check_shape
+from fastdirs.registry import unknown_name
+
+Pixels = NDArray[np.uint8]
+GREY_LEVELS = 127.5
+"""Grey levels (of 255) in one unit of the float range [-1, 1]."""
+
+# Settings whose bytes depend on the pixels alone, so that a resumed run ends with the same files.
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jpg": ("JPEG", {"quality": 92, "subsampling": 0}),
+    "png": ("PNG", {"compress_level": 4}),
+    "webp": ("WEBP", {"quality": 90, "method": 2}),
+}
+MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+
+
+def to_uint8(images: NDArray[np.float32] | Tensor) -> Pixels:
+    """Float images to pixels.
+
+    Args:
+        images: `[batch, channels, height, width]`, float, values outside [-1, 1] are clipped.
+
+    Returns:
+        `[batch, height, width, channels]`, uint8, 0 to 255, -1 → 0, 0 → 128 (half rounds up), 1 → 255.
+
+    Raises:
+        ShapeError: Not four axes.
+    """
+    check_shape(images, "batch channels height width", "images")
+    tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    # Adding a half more than the middle and truncating rounds to the nearest grey level.
+    pixels = tensor.float().mul(GREY_LEVELS).add_(GREY_LEVELS + 0.5).clamp_(0, 255).to(torch.uint8)
+    converted: Pixels = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return converted
+
+
+def strip(images: Pixels) -> Pixels:
+    """One row of pictures.
+
+    Args:
+        images: `[steps, height, width, channels]`, uint8.
+
+    Returns:
+        `[height, steps * width, channels]`, uint8.
+    """
+    steps, height, width, channels = images.shape
+    return images.transpose(1, 0, 2, 3).reshape(height, steps * width, channels)
+
+
+def grid(rows: Sequence[Pixels]) -> Pixels:
+    """Strips stacked, first on top.
+
+    Args:
+        rows: Each `[height, width, channels]`, uint8, all of one shape.
+
+    Returns:
+        `[len(rows) * height, width, channels]`, uint8.
+    """
+    return np.concatenate(rows, axis=0)
+
+
+def encode(image: Pixels, image_format: str) -> bytes:
+    """The bytes of an image file; equal pixels give equal bytes.
+
+    Args:
+        image: `[height, width, channels]`, uint8, one channel (grey) or three (RGB).
+        image_format: "jpg", "png" or "webp".
+
+    Raises:
+        UnknownNameError: Another format.
+    """
+    if image_format not in ENCODERS:
+        raise unknown_name("image format", image_format, ENCODERS)
+    kind, options = ENCODERS[image_format]
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Pixels:
+    """The pixels of an image file: `[height, width, channels]`, uint8."""
+    pixels: Pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,190 @@
+"""Whatever a user calls a generator (zoo name, file, folder, factory) becomes a generator; generators are saved."""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from fastdirs.checkpoints import Checkpoint, read_checkpoint
+from fastdirs.checkpoints.safetensors_file import HEADER
+from fastdirs.errors import CheckpointError, ContractError, UnknownNameError
+from fastdirs.generators import GENERATORS, Family, Generator, ModuleGenerator, Provenance
+from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
+from fastdirs.registry import unknown_name
+from fastdirs.zoo import ZOO, pulled_path
+
+KIND = "generator"
+
+
+def load_generator(
+    source: str | Path, family: str | None = None, options: Mapping[str, str] | None = None, factory: str | None = None
+) -> Generator:
+    """Load a pretrained generator.
+
+    Args:
+        source: A zoo name that was pulled, a family without weights ("toy"), a checkpoint file, or "package.module:factory".
+        family: Family of a foreign checkpoint; None recognises it from the content.
+        options: What the checkpoint leaves open, such as {"strides": "1,2,2,1"}; each family documents its own.
+        factory: "package.module:function" of the user's own code that turns the path `source` into a generator.
+
+    Returns:
+        The generator, frozen, in evaluation mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: The file is missing, broken, no generator, ambiguous, or holds values that are not finite.
+        UnknownNameError: No such zoo name, family or option.
+        ContractError: The user's factory does not return a generator.
+    """
+    text = str(source)
+    if factory is not None:
+        generator = _from_factory(factory, text)
+    elif not Path(text).exists() and ":" in text and not text.startswith((".", "/")):
+        generator = _from_factory(text, None)
+    elif not Path(text).exists() and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
+        generator = GENERATORS.load(text).build(_numbers(options or {}))
+    else:
+        generator = _from_file(_locate(text), family, options or {})
+    _check_finite(generator, text)
+    return generator
+
+
+def save_generator(generator: Generator, path: Path, extra: Json | None = None) -> Json:
+    """Write a generator as safetensors, with its manifest in the header and as JSON beside it.
+
+    Args:
+        generator: Any family but "custom", whose code lies elsewhere.
+        path: `NAME.safetensors`; the manifest becomes `NAME.json`.
+        extra: What else to record, such as the source's hash.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ContractError: The generator is the user's own code.
+        OutputError: The file cannot be written.
+    """
+    if generator.family not in GENERATORS.names():
+        raise ContractError(f"{generator.provenance.name} is code, not a file: fastdirs cannot save what it could not load again.")
+    header = {
+        "generator": generator.identity(),
+        "config": generator.config,
+        "provenance": asdict(generator.provenance),
+        **(extra or {}),
+    }
+    content = manifest(KIND, header)
+    tensors = {name: tensor.contiguous() for name, tensor in generator.state_dict().items()}
+    write_bytes(path, save(tensors, metadata={HEADER: json.dumps(content, sort_keys=True)}))
+    write_json(path.with_suffix(".json"), {**content, "sha256": sha256_file(path)})
+    return content
+
+
+def _locate(text: str) -> Path:
+    """The file behind a path or zoo name; the errors say which command helps."""
+    path = Path(text)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. Name the checkpoint file in it.")
+    if path.exists():
+        return path
+    if text in ZOO.names():
+        pulled = pulled_path(text)
+        if not pulled.exists():
+            raise CheckpointError(f"{text} is in the zoo but not on this machine yet. Run: fastdirs pull {text}")
+        return pulled
+    if path.suffix or "/" in text:
+        raise CheckpointError(f"{path} does not exist. Check the path.")
+    weightless = [name for name in GENERATORS.names() if GENERATORS.load(name).infer is None]
+    raise unknown_name("file or zoo generator", text, [*ZOO.names(), *weightless])
+
+
+def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Generator:
+    checkpoint = read_checkpoint(path, options.get("key"))
+    if checkpoint.config.get("kind") == KIND:
+        return _from_own(checkpoint)
+    if checkpoint.config:
+        raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
+    if family is not None:
+        return _infer(GENERATORS.load(family), family, checkpoint, options)
+    refusals = []
+    for name in GENERATORS.names():
+        candidate = GENERATORS.load(name)
+        if candidate.infer is None or checkpoint.format not in candidate.formats:
+            continue
+        try:
+            return _infer(candidate, name, checkpoint, options)
+        except CheckpointError as error:
+            refusals.append(error)
+    if len(refusals) == 1:
+        raise refusals[0]
+    reasons = " ".join(str(refusal) for refusal in refusals)
+    raise CheckpointError(f"{path} is a generator of no family that fastdirs knows. {reasons}")
+
+
+def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
+    for option in options:
+        if option not in family.options:
+            raise unknown_name(f"option of family {name}", option, family.options)
+    if family.infer is None:
+        raise CheckpointError(f"Family {name} reads no files. Use its name alone: {name}")
+    if checkpoint.format not in family.formats:
+        raise CheckpointError(f"{checkpoint.path} is a {checkpoint.format}, which family {name} is not read from.")
+    return family.infer(checkpoint, options)
+
+
+def _from_own(checkpoint: Checkpoint) -> Generator:
+    header = checkpoint.config
+    identity = header["generator"]
+    generator = GENERATORS.load(identity["family"]).build(header["config"])
+    try:
+        generator.load_state_dict(dict(checkpoint.tensors))
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path} does not hold what its header says: {error}") from error
+    provenance = header["provenance"]
+    generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
+    if generator.weights_sha256 != identity["weights_sha256"]:
+        raise CheckpointError(f"{checkpoint.path} was changed after it was written: its tensors have another hash. Pull or convert it again.")
+    return generator.eval().requires_grad_(False)
+
+
+def _from_factory(spec: str, source: str | None) -> Generator:
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ContractError(f"{spec!r} names no factory. Expected package.module:function.")
+    # The user's own module usually lies in the folder where the command is run.
+    sys.path.insert(0, "")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"{spec!r} cannot be imported: {error}. Run from the folder that holds it, or install it.") from error
+    finally:
+        sys.path.remove("")
+    if not callable(factory):
+        raise ContractError(f"{module_name} has no function {attribute!r}.")
+    takes_path = len(inspect.signature(factory).parameters) > 0
+    if takes_path != (source is not None):
+        raise ContractError(f"{spec} {'wants the path of a checkpoint' if takes_path else 'takes no path'}. {'Pass MODEL too.' if takes_path else 'Leave MODEL out.'}")
+    made = factory(Path(source)) if source is not None else factory()
+    if isinstance(made, Generator):
+        return made.eval().requires_grad_(False)
+    if isinstance(made, nn.Module):
+        return ModuleGenerator(made, name=spec)
+    raise ContractError(f"{spec} returned a {type(made).__name__}. Expected a torch module from z to images, or a fastdirs.Generator.")
+
+
+def _numbers(options: Mapping[str, str]) -> Json:
+    try:
+        return {name: int(value) for name, value in options.items()}
+    except ValueError as error:
+        raise CheckpointError(f"Expected whole numbers in {dict(options)}.") from error
+
+
+def _check_finite(generator: Generator, source: str) -> None:
+    for name, tensor in generator.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source} has NaN or infinite values in {name!r}: its training failed or the file is damaged.")

@@ -1,0 +1,51 @@
+"""Rewrites of a generator into an equal one that deploys better: one pure rewrite per file, chosen by name and in order."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from fastdirs.generators import FeatureStage, Generator, LatentStage
+from fastdirs.registry import Registry
+
+Lowering = Callable[[Generator], Generator]
+LOWERINGS: Registry[Lowering] = Registry("fastdirs.lowering", "LOWERING", "lowering")
+
+# What an export tries; which form pays depends on the runtime and is measured.
+FORMS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "folded": ("fold_batch_norm", "first_layer_as_product"),
+    "subpixel": ("fold_batch_norm", "first_layer_as_product", "transposed_as_subpixel"),
+}
+
+
+def lower(generator: Generator, names: Sequence[str]) -> Generator:
+    """A copy of a generator after the named rewrites; the original is left alone and the identity is kept.
+
+    Args:
+        generator: Any generator; rewrites that find nothing to do change nothing.
+        names: Registered lowerings, in order.
+
+    Raises:
+        UnknownNameError: No such lowering.
+    """
+    for name in names:
+        generator = LOWERINGS.load(name)(generator)
+    return generator
+
+
+def rewrite_bodies(generator: Generator, rewrite: Callable[[list[nn.Module], bool], list[nn.Module]]) -> Generator:
+    """A copy of a generator with the layer sequence of each stage rewritten.
+
+    Args:
+        generator: The generator to copy.
+        rewrite: (layers, whether they read a 1x1 picture of latents) -> layers.
+    """
+    # Asked for before anything is rewritten: the lowered form keeps the identity of the original.
+    identity = generator.weights_sha256
+    lowered = copy.deepcopy(generator)
+    assert lowered.weights_sha256 == identity
+    for stage in lowered.stages:
+        if isinstance(stage, LatentStage | FeatureStage):
+            stage.body = nn.Sequential(*rewrite(list(stage.body), isinstance(stage, LatentStage)))
+    return lowered.eval().requires_grad_(False)
