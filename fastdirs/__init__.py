@@ -1,6 +1,6 @@
 """fastdirs: find, look at, name and render interpretable directions of pretrained GANs.
 
-    generator = fastdirs.load_generator("celeba-faces-64")   # zoo name, file, folder, or package.module:factory
+    generator = fastdirs.load_generator("celeba-faces-64")   # zoo name, file or package.module:factory
     bank = fastdirs.discover(generator, "sefa", num_directions=20)
     artifact = fastdirs.export_generator(generator, "out/celeba")  # ONNX, verified against torch
     runtime = fastdirs.open_runtime(artifact, backend="auto")      # numpy in, numpy out
@@ -11,8 +11,8 @@ The map, each level importing only from those above it:
     latents, images, manifest,        seeds to z; pixels; the JSON beside artefacts and atomic files;
       machine, recipe                 timing and machine facts; what an export asks for (TOML)
     checkpoints/, directions, zoo/    safe readers; the direction bank; real generators as data
-    generators/, lowering/            the generator contract and one file per family; pure rewrites before export
-    discovery/, backends/, loading    one file per method; one file per runtime; whatever the user names -> generator
+    generators/, lowering/            the generator contract, one file per family; pure rewrites before export
+    discovery/, backends/, loading    a file per method; a file per runtime; what the user names -> generator
     artifact, parity, download        the exported folder; error against torch; fetching zoo entries
     export, runtime                   trace, verify, write; open and choose a backend
     traversal, bench, inspection      seeds x directions x epsilons; every backend measured; what a file holds
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from fastdirs.directions import DirectionBank as DirectionBank
     from fastdirs.directions import load_bank as load_bank
     from fastdirs.discovery import discover as discover
+    from fastdirs.download import pull as pull
     from fastdirs.export import export_generator as export_generator
     from fastdirs.gallery import traverse as traverse
     from fastdirs.generators import Generator as Generator
     from fastdirs.generators import ModuleGenerator as ModuleGenerator
     from fastdirs.loading import load_generator as load_generator
-    from fastdirs.download import pull as pull
     from fastdirs.runtime import open_runtime as open_runtime
 
 _PUBLIC = {
@@ -49,7 +49,7 @@ _PUBLIC = {
     "pull": "download",
     "traverse": "gallery",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

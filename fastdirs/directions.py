@@ -36,8 +36,10 @@ class DirectionBank:
     """Straight directions in the latent space of one generator.
 
     Attributes:
-        directions: Unit length in each layer they touch, zero in the others. `[num_directions, layers, dim]`, float32.
-        scales: Standard deviation of the latents along each direction, in latent units. `[num_directions]`, float32.
+        directions: Unit length in each layer they touch, zero in the others.
+            `[num_directions, layers, dim]`, float32.
+        scales: Standard deviation of the latents along each direction, in latent units.
+            `[num_directions]`, float32.
         scores: How strong the method thinks each direction is; meaning and unit depend on the method.
             `[num_directions]`, float32.
         ranges: Suggested lowest and highest epsilon. `[num_directions, 2]`, float32.
@@ -60,7 +62,9 @@ class DirectionBank:
 
     def __post_init__(self) -> None:
         count, num_layers = len(self.labels), int(self.generator["num_layers"])
-        check_shape(self.directions, "directions layers dim", "directions", directions=count, layers=num_layers)
+        check_shape(
+            self.directions, "directions layers dim", "directions", directions=count, layers=num_layers
+        )
         check_shape(self.directions, "directions layers dim", "directions", dim=int(self.generator["dim"]))
         check_shape(self.scales, "directions", "scales", directions=count)
         check_shape(self.scores, "directions", "scores", directions=count)
@@ -90,7 +94,9 @@ class DirectionBank:
     def check_index(self, index: int) -> None:
         """Raises SelectionError unless the bank has this direction."""
         if not 0 <= index < len(self):
-            raise SelectionError(f"There is no direction {index}. The bank has {len(self)}: 0 to {len(self) - 1}.")
+            raise SelectionError(
+                f"There is no direction {index}. The bank has {len(self)}: 0 to {len(self) - 1}."
+            )
 
     def check_generator(self, generator: Mapping[str, object]) -> None:
         """Compare with the identity of a generator.
@@ -101,8 +107,9 @@ class DirectionBank:
         mine, other = self.generator, generator
         if mine["weights_sha256"] != other["weights_sha256"]:
             raise BankError(
-                f"The bank was made for {mine['name']} (weights {str(mine['weights_sha256'])[:12]}), but this is "
-                f"{other['name']} (weights {str(other['weights_sha256'])[:12]}). Run discover on this generator."
+                f"The bank was made for {mine['name']} (weights {str(mine['weights_sha256'])[:12]}), "
+                f"but this is {other['name']} (weights {str(other['weights_sha256'])[:12]}). "
+                "Run discover on this generator."
             )
 
     def save(self, path: Path) -> None:
@@ -111,16 +118,23 @@ class DirectionBank:
         Raises:
             OutputError: The file cannot be written.
         """
-        header = manifest(KIND, {"generator": self.generator, "bank": {
-            "method": self.method, "settings": self.settings, "labels": list(self.labels), "layers": list(self.layers),
-        }})  # fmt: skip
+        bank = {
+            "method": self.method,
+            "settings": self.settings,
+            "labels": list(self.labels),
+            "layers": list(self.layers),
+        }
+        header = manifest(KIND, {"generator": self.generator, "bank": bank})
         tensors = {
             "directions": self.directions,
             "scales": self.scales,
             "scores": self.scores,
             "ranges": self.ranges,
         }
-        data = save({name: tensor.float().contiguous() for name, tensor in tensors.items()}, {HEADER: json.dumps(header)})
+        data = save(
+            {name: tensor.float().contiguous() for name, tensor in tensors.items()},
+            {HEADER: json.dumps(header)},
+        )
         write_bytes(path, data)
 
 

@@ -64,7 +64,9 @@ class OutputError(FastdirsError):
     def from_os(cls, path: Path, error: OSError) -> "OutputError":
         """The clear form of an operating-system error met while writing `path`."""
         if error.errno == errno.ENOSPC:
-            return cls(f"The disk is full: {path} could not be written. Free some space or choose another --out.")
+            return cls(
+                f"The disk is full: {path} could not be written. Free some space or choose another --out."
+            )
         reason = error.strerror or str(error)
         return cls(f"{path} could not be written: {reason}. Choose another --out or mend its permissions.")
 
@@ -96,5 +98,7 @@ def check_shape(array: HasShape, axes: str, name: str, **sizes: int) -> None:
         want is None or want == got for want, got in zip(expected, array.shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join(n if e is None or n.isdigit() else f"{n}={e}" for n, e in zip(names, expected, strict=True))
+        wanted = ", ".join(
+            n if e is None or n.isdigit() else f"{n}={e}" for n, e in zip(names, expected, strict=True)
+        )
         raise ShapeError(f"{name} has shape {list(array.shape)}, expected [{wanted}].")

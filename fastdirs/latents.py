@@ -29,7 +29,7 @@ def sample_z(seeds: Sequence[int], z_dim: int) -> Tensor:
         SelectionError: A seed outside the range.
 
     Source:
-        The convention of NVIDIA's StyleGAN scripts (`RandomState(seed).randn`), so that a seed known from there shows
+        The convention of NVIDIA's StyleGAN scripts (`RandomState(seed).randn`): a seed known from there shows
         the same picture here; numpy promises never to change this stream.
     """
     for seed in seeds:
@@ -116,7 +116,9 @@ def parse_indices(text: str, count: int, noun: str) -> tuple[int, ...]:
             raise SelectionError(f"{part!r} runs backwards. Write the smaller {noun} first.")
         # Checked before the range is expanded: "0-99999999999" must not fill the memory.
         if high >= count:
-            raise SelectionError(f"There is no {noun} {high}. {noun.capitalize()}s run from 0 to {count - 1}.")
+            raise SelectionError(
+                f"There is no {noun} {high}. {noun.capitalize()}s run from 0 to {count - 1}."
+            )
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 
@@ -136,7 +138,8 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
     """Read epsilons: "-6:6:9" (first, last, how many, evenly spaced) or "-3,0,3"; ascending, without repeats.
 
     Raises:
-        SelectionError: Not such a list, or a value that is not finite or beyond ±1000 (no latent space is that wide).
+        SelectionError: Not such a list, or a value that is not finite or beyond ±1000, wider than any latent
+            space.
     """
     expected = "Expected first:last:count such as '-6:6:9', or a list such as '-3,0,3'."
     try:
@@ -152,5 +155,5 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
     for value in values:
         if not abs(value) <= MAX_EPSILON:
             raise SelectionError(f"Epsilon {value:g} is out of range. Expected values from -1000 to 1000.")
-    # linspace may leave 1e-17 where 0 is meant; the plan renders epsilon = 0 once per seed, so it must be exact.
+    # linspace may leave 1e-17 where 0 is meant; the plan renders epsilon = 0 once per seed: it must be exact.
     return tuple(sorted({round(value, 9) + 0.0 for value in values}))

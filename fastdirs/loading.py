@@ -1,10 +1,11 @@
-"""Whatever a user calls a generator (zoo name, file, folder, factory) becomes a generator; generators are saved."""
+"""Whatever a user calls a generator (zoo name, file, factory) becomes a generator; generators are saved."""
 
 import importlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,32 +15,46 @@ from torch import nn
 
 from fastdirs.checkpoints import Checkpoint, read_checkpoint
 from fastdirs.checkpoints.safetensors_file import HEADER
-from fastdirs.errors import CheckpointError, ContractError, UnknownNameError
+from fastdirs.errors import (
+    CheckpointError,
+    ContractError,
+    FastdirsError,
+    MissingDependencyError,
+    UnknownNameError,
+)
 from fastdirs.generators import GENERATORS, Family, Generator, ModuleGenerator, Provenance
 from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
 from fastdirs.registry import unknown_name
 from fastdirs.zoo import ZOO, pulled_path
 
 KIND = "generator"
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def load_generator(
-    source: str | Path, family: str | None = None, options: Mapping[str, str] | None = None, factory: str | None = None
+    source: str | Path,
+    family: str | None = None,
+    options: Mapping[str, str] | None = None,
+    factory: str | None = None,
 ) -> Generator:
     """Load a pretrained generator.
 
     Args:
-        source: A zoo name that was pulled, a family without weights ("toy"), a checkpoint file, or "package.module:factory".
+        source: A zoo name that was pulled, a family without weights ("toy"), a checkpoint file, or
+            "package.module:factory".
         family: Family of a foreign checkpoint; None recognises it from the content.
-        options: What the checkpoint leaves open, such as {"strides": "1,2,2,1"}; each family documents its own.
-        factory: "package.module:function" of the user's own code that turns the path `source` into a generator.
+        options: What the checkpoint leaves open, such as {"strides": "1,2,2,1"}; each family has its own.
+        factory: "package.module:function" of the user's own code that turns the path `source` into a
+            generator.
 
     Returns:
         The generator, frozen, in evaluation mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: The file is missing, broken, no generator, ambiguous, or holds values that are not finite.
+        CheckpointError: The file is missing, broken, no generator, ambiguous, or holds values that are not
+            finite.
         UnknownNameError: No such zoo name, family or option.
+        MissingDependencyError: The family needs a package that is not installed.
         ContractError: The user's factory does not return a generator.
     """
     text = str(source)
@@ -71,7 +86,10 @@ def save_generator(generator: Generator, path: Path, extra: Json | None = None) 
         OutputError: The file cannot be written.
     """
     if generator.family not in GENERATORS.names():
-        raise ContractError(f"{generator.provenance.name} is code, not a file: fastdirs cannot save what it could not load again.")
+        raise ContractError(
+            f"{generator.provenance.name} is code, not a file: "
+            "fastdirs cannot save what it could not load again."
+        )
     header = {
         "generator": generator.identity(),
         "config": generator.config,
@@ -95,12 +113,21 @@ def _locate(text: str) -> Path:
     if text in ZOO.names():
         pulled = pulled_path(text)
         if not pulled.exists():
-            raise CheckpointError(f"{text} is in the zoo but not on this machine yet. Run: fastdirs pull {text}")
+            raise CheckpointError(
+                f"{text} is in the zoo but not on this machine yet. Run: fastdirs pull {text}"
+            )
         return pulled
     if path.suffix or "/" in text:
         raise CheckpointError(f"{path} does not exist. Check the path.")
-    weightless = [name for name in GENERATORS.names() if GENERATORS.load(name).infer is None]
-    raise unknown_name("file or zoo generator", text, [*ZOO.names(), *weightless])
+    raise unknown_name("file or zoo generator", text, [*ZOO.names(), *_weightless()])
+
+
+def _weightless() -> Iterator[str]:
+    """Names of the families that need no file."""
+    for name in GENERATORS.names():
+        with suppress(MissingDependencyError):
+            if GENERATORS.load(name).infer is None:
+                yield name
 
 
 def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Generator:
@@ -111,9 +138,14 @@ def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Ge
         raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
     if family is not None:
         return _infer(GENERATORS.load(family), family, checkpoint, options)
-    refusals = []
+    refusals: list[FastdirsError] = []
     for name in GENERATORS.names():
-        candidate = GENERATORS.load(name)
+        try:
+            candidate = GENERATORS.load(name)
+        except MissingDependencyError as error:
+            # A package that this file may not need; if nothing else reads the file, its pip command is shown.
+            refusals.append(error)
+            continue
         if candidate.infer is None or checkpoint.format not in candidate.formats:
             continue
         try:
@@ -133,22 +165,27 @@ def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[s
     if family.infer is None:
         raise CheckpointError(f"Family {name} reads no files. Use its name alone: {name}")
     if checkpoint.format not in family.formats:
-        raise CheckpointError(f"{checkpoint.path} is a {checkpoint.format}, which family {name} is not read from.")
+        raise CheckpointError(
+            f"{checkpoint.path} is a {checkpoint.format}, which family {name} is not read from."
+        )
     return family.infer(checkpoint, options)
 
 
 def _from_own(checkpoint: Checkpoint) -> Generator:
     header = checkpoint.config
-    identity = header["generator"]
-    generator = GENERATORS.load(identity["family"]).build(header["config"])
     try:
+        identity, provenance = header["generator"], header["provenance"]
+        generator = GENERATORS.load(identity["family"]).build(header["config"])
         generator.load_state_dict(dict(checkpoint.tensors))
-    except RuntimeError as error:
+        generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
+        wanted = identity["weights_sha256"]
+    except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path} does not hold what its header says: {error}") from error
-    provenance = header["provenance"]
-    generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
-    if generator.weights_sha256 != identity["weights_sha256"]:
-        raise CheckpointError(f"{checkpoint.path} was changed after it was written: its tensors have another hash. Pull or convert it again.")
+    if generator.weights_sha256 != wanted:
+        raise CheckpointError(
+            f"{checkpoint.path} was changed after it was written: its tensors have another hash. "
+            "Pull or convert it again."
+        )
     return generator.eval().requires_grad_(False)
 
 
@@ -161,20 +198,27 @@ def _from_factory(spec: str, source: str | None) -> Generator:
     try:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     except ModuleNotFoundError as error:
-        raise UnknownNameError(f"{spec!r} cannot be imported: {error}. Run from the folder that holds it, or install it.") from error
+        raise UnknownNameError(
+            f"{spec!r} cannot be imported: {error}. Run from the folder that holds it, or install it."
+        ) from error
     finally:
         sys.path.remove("")
     if not callable(factory):
         raise ContractError(f"{module_name} has no function {attribute!r}.")
-    takes_path = len(inspect.signature(factory).parameters) > 0
-    if takes_path != (source is not None):
-        raise ContractError(f"{spec} {'wants the path of a checkpoint' if takes_path else 'takes no path'}. {'Pass MODEL too.' if takes_path else 'Leave MODEL out.'}")
+    parameters = inspect.signature(factory).parameters.values()
+    if source is not None and not parameters:
+        raise ContractError(f"{spec} takes no path. Leave MODEL out.")
+    if source is None and any(p.default is p.empty and p.kind not in _VARIADIC for p in parameters):
+        raise ContractError(f"{spec} wants the path of a checkpoint. Pass MODEL too.")
     made = factory(Path(source)) if source is not None else factory()
     if isinstance(made, Generator):
         return made.eval().requires_grad_(False)
     if isinstance(made, nn.Module):
         return ModuleGenerator(made, name=spec)
-    raise ContractError(f"{spec} returned a {type(made).__name__}. Expected a torch module from z to images, or a fastdirs.Generator.")
+    raise ContractError(
+        f"{spec} returned a {type(made).__name__}. "
+        "Expected a torch module from z to images, or a fastdirs.Generator."
+    )
 
 
 def _numbers(options: Mapping[str, str]) -> Json:
@@ -187,4 +231,7 @@ def _numbers(options: Mapping[str, str]) -> Json:
 def _check_finite(generator: Generator, source: str) -> None:
     for name, tensor in generator.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source} has NaN or infinite values in {name!r}: its training failed or the file is damaged.")
+            raise CheckpointError(
+                f"{source} has NaN or infinite values in {name!r}: "
+                "its training failed or the file is damaged."
+            )

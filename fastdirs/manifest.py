@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 
 def cache_dir() -> Path:
-    """Where pulled generators and measured backend choices are kept: `$XDG_CACHE_HOME/fastdirs` or `~/.cache/fastdirs`."""
+    """Where generators and measurements are kept: `$XDG_CACHE_HOME/fastdirs` or `~/.cache/fastdirs`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdirs"
 
 
@@ -42,22 +42,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError.from_os(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        # A folder that cannot be written or looked into holds no temporary file either.
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
-def atomic_folder(path: Path, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, marker: str, force: bool = False) -> Iterator[Path]:
     """A temporary folder, renamed to `path` when the block ends well and removed when it does not.
 
     Args:
         path: The folder to make.
+        marker: A file that every folder of this kind holds: `force` replaces no other folder.
         force: Replace a folder that exists.
 
     Raises:
-        OutputError: The folder exists and `force` is off, or it cannot be written.
+        OutputError: The folder exists and `force` is off, it holds something else, or it cannot be written.
     """
     if path.exists() and not force:
         raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputError(
+            f"{path} was not made by this command (it has no {marker}), so it is left alone. "
+            "Choose another --out."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -118,12 +126,14 @@ def read_json(path: Path, kind: str) -> Json:
     if not isinstance(content, dict) or content.get("kind") != kind:
         raise ArtifactError(f"{path} is not the manifest of a fastdirs {kind}.")
     if content.get("schema") != SCHEMA:
-        raise ArtifactError(f"{path} has schema {content.get('schema')}; this fastdirs reads {SCHEMA}. Make it again.")
+        raise ArtifactError(
+            f"{path} has schema {content.get('schema')}; this fastdirs reads {SCHEMA}. Make it again."
+        )
     return content
 
 
 def manifest(kind: str, content: Mapping[str, Any]) -> Json:
-    """What was made: kind and content, with the versions that made it. Holds no time, so equal work gives equal bytes."""
+    """What was made: kind, content and the versions that made it; no time: equal work gives equal bytes."""
     return {"schema": SCHEMA, "kind": kind, **content, "environment": environment()}
 
 
@@ -144,11 +154,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_json(value: object) -> str:
+    """SHA-256 of a value's JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over named tensors, in hexadecimal: the identity of a generator whatever file it came from.
 
     Args:
-        tensors: Tensors by name, any shape `[...]` and dtype. Order does not matter; names, shapes, dtypes and values do.
+        tensors: Tensors by name, any shape `[...]` and dtype. Names, shapes, dtypes and values matter, order
+            does not.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -23,7 +23,7 @@ def unknown_name(noun: str, name: str, names: Iterable[str]) -> UnknownNameError
 
 
 def install_hint(module: str) -> str:
-    """The pip command that brings an importable `module`: an extra of fastdirs if one lists it, else the package."""
+    """The pip command that brings an importable `module`: an extra of fastdirs, else the package itself."""
     root = module.partition(".")[0]
     for requirement in importlib.metadata.requires("fastdirs") or []:
         match = re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", requirement)

@@ -1,4 +1,4 @@
-"""The plan of a traversal: which images are rendered, in which order, in which batches, and how they become strips."""
+"""The plan of a traversal: which images are rendered, in which batches, and how they become strips."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class Strip:
 class Plan:
     """Seeds x directions x epsilons, without rendering anything twice.
 
-    Images are ordered by seed; a seed's unshifted image comes first and is rendered once for all its directions. Every
-    batch has the same size: the last one is filled up with copies of its last row.
+    Images are ordered by seed; a seed's unshifted image comes first, rendered once for all its directions.
+    Every batch has the same size: the last one is filled up with copies of its last row.
 
     Attributes:
         seeds: In the order of the output.
@@ -52,7 +52,11 @@ class Plan:
     batch_size: int
 
     def __post_init__(self) -> None:
-        for values, noun in ((self.seeds, "seed"), (self.directions, "direction"), (self.epsilons, "epsilon")):
+        for values, noun in (
+            (self.seeds, "seed"),
+            (self.directions, "direction"),
+            (self.epsilons, "epsilon"),
+        ):
             if not values:
                 raise SelectionError(f"The plan has no {noun}. Name at least one.")
         if self.batch_size < 1:
@@ -88,7 +92,7 @@ class Plan:
         return position * self.images_per_seed // self.batch_size
 
     def seed_shifts(self, bank: DirectionBank) -> Tensor:
-        """What is added to a seed's latents, one row for each of its images: `[images_per_seed, layers, dim]`, float32."""
+        """What is added to a seed's latents, image by image: `[images_per_seed, layers, dim]`, float32."""
         shifts = [torch.zeros(1, *bank.directions.shape[1:])] if self.shared else []
         epsilons = torch.tensor([epsilon for epsilon in self.epsilons if epsilon != 0.0])
         for direction in self.directions:
@@ -96,7 +100,9 @@ class Plan:
             shifts.append(epsilons[:, None, None] * bank.directions[direction])
         return torch.cat(shifts)
 
-    def batches(self, latents_of: LatentsOf, bank: DirectionBank, first: int = 0) -> Iterator[NDArray[np.float32]]:
+    def batches(
+        self, latents_of: LatentsOf, bank: DirectionBank, first: int = 0
+    ) -> Iterator[NDArray[np.float32]]:
         """Shifted latents, batch by batch.
 
         Args:
@@ -125,7 +131,8 @@ class Plan:
             first: The batch that `images` begins with; strips of seeds that began before it are left out.
 
         Yields:
-            Strips by seed, then direction. Memory holds one strip and one unshifted image, however long the plan.
+            Strips by seed, then direction. Memory holds one strip and one unshifted image, however long the
+            plan.
         """
         done = first * self.batch_size
         position = -(-done // self.images_per_seed)

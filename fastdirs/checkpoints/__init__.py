@@ -39,8 +39,8 @@ class Format:
     Attributes:
         summary: One line for `fastdirs list` and error messages.
         recognises: Whether the first bytes of a file (up to 512) look like this format.
-        read: Reads path -> (tensors, config); raises CheckpointError. `key` names the part to take where a file
-            holds several state dicts; None takes the generator if it is clear which one that is.
+        read: (path, key) -> (tensors, config); raises CheckpointError. `key` names the part to take where a
+            file holds several state dicts; None takes the generator if it is clear which one that is.
     """
 
     summary: str
@@ -70,7 +70,9 @@ def recognise(path: Path) -> str:
             "Open the address in a browser and download the file itself."
         )
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file. Run `git lfs pull` where it came from.")
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file. Run `git lfs pull` where it came from."
+        )
     for name in FORMATS.names():
         if FORMATS.load(name).recognises(head):
             return name

@@ -1,4 +1,4 @@
-"""Safetensors: the format in which fastdirs keeps generators; files of others are read as a plain state dict."""
+"""Safetensors: the format in which fastdirs keeps generators; other files are read as a plain state dict."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,9 @@ def _recognises(head: bytes) -> bool:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Json]:
-    """Tensors by name, any shape `[...]`, and the JSON that fastdirs put into the header (empty if another program wrote it).
+    """Tensors by name, any shape `[...]`, and the JSON that fastdirs put into the header.
+
+    The JSON is empty if another program wrote the file.
 
     Raises:
         CheckpointError: Truncated or broken.
@@ -30,9 +32,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Json]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         header = json.loads(metadata.get(HEADER, "{}"))
+        if not isinstance(header, dict):
+            raise ValueError(f"its header {HEADER!r} is no JSON object")
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is a broken safetensors file ({error}). Download or make it again.") from error
-    return tensors, header
+        raise CheckpointError(
+            f"{path} is a broken safetensors file ({error}). Download or make it again."
+        ) from error
+    # Another program may use the same key for something else.
+    return tensors, header if isinstance(header, dict) else {}
 
 
 def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:

@@ -22,7 +22,8 @@ class Found:
     """What a method hands back.
 
     Attributes:
-        directions: Best first, unit length in each layer they touch. `[num_directions, layers, dim]`, float32.
+        directions: Best first, unit length in each layer they touch.
+            `[num_directions, layers, dim]`, float32.
         scores: Higher = stronger. `[num_directions]`, float32.
     """
 
@@ -36,8 +37,9 @@ class Method:
 
     Attributes:
         summary: One line, with the paper.
-        settings: A frozen dataclass; its fields are the method's options, `metadata={"help": ...}` their help.
-        find: (generator, num_directions, layers, settings, progress) -> Found. `progress(done, total)` may be called.
+        settings: A frozen dataclass; its fields are the method's options, `metadata={"help": ...}` the help.
+        find: (generator, num_directions, layers, settings, progress) -> Found. `progress(done, total)` may be
+            called.
     """
 
     summary: str
@@ -63,21 +65,27 @@ def discover(
         method: Registered name.
         num_directions: How many, best first.
         layers: Latent layers to edit; None = all.
-        settings: The method's options by name, as text; see `fastdirs discover --help-methods`.
+        settings: The method's options by name, as text; see `fastdirs list methods`.
         progress: Called with steps done and steps in all.
 
     Raises:
         UnknownNameError: No such method or option.
-        SelectionError: A layer or a number of directions that the generator does not have, or an option value out of
-            range, or a method that does not apply to the family.
+        SelectionError: A layer or a number of directions that the generator does not have, or an option value
+            out of range, or a method that does not apply to the family.
     """
     plugin = METHODS.load(method)
     chosen = tuple(range(generator.num_layers)) if layers is None else tuple(sorted(set(layers)))
     for layer in chosen:
         if not 0 <= layer < generator.num_layers:
-            raise SelectionError(f"There is no layer {layer}. {generator.provenance.name} has layers 0 to {generator.num_layers - 1}.")
+            raise SelectionError(
+                f"There is no layer {layer}. "
+                f"{generator.provenance.name} has layers 0 to {generator.num_layers - 1}."
+            )
     if not 1 <= num_directions <= generator.dim:
-        raise SelectionError(f"{num_directions} directions are out of range. The latent space of {generator.provenance.name} has room for 1 to {generator.dim}.")
+        raise SelectionError(
+            f"{num_directions} directions are out of range. "
+            f"The latent space of {generator.provenance.name} has room for 1 to {generator.dim}."
+        )
     parsed = parse_settings(method, plugin.settings, settings or {})
     found = plugin.find(generator, num_directions, chosen, parsed, progress)
     directions = fix_signs(found.directions).float().contiguous()
@@ -107,7 +115,9 @@ def parse_settings(method: str, settings: type[Any], values: Mapping[str, str]) 
         try:
             parsed[name] = _BOOLEANS[value] if isinstance(default, bool) else type(default)(value)
         except (ValueError, KeyError) as error:
-            raise SelectionError(f"{name}={value!r} is not a {type(default).__name__}. The default is {default!r}.") from error
+            raise SelectionError(
+                f"{name}={value!r} is not a {type(default).__name__}. The default is {default!r}."
+            ) from error
     return settings(**parsed)
 
 
@@ -115,7 +125,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def _scales(generator: Generator, directions: Tensor, layers: Sequence[int]) -> Tensor:
-    """Standard deviation of sampled latents along each direction: `[num_directions]`, averaged over the layers."""
+    """Standard deviation of latents along each direction: `[num_directions]`, averaged over the layers."""
     with torch.inference_mode():
         latents = generator.mapping(sample_z(range(_SCALE_SAMPLES), generator.z_dim))
         along = torch.einsum("bld,kld->bkl", latents, directions)[:, :, list(layers)]

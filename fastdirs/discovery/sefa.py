@@ -15,7 +15,8 @@ class Settings:
     """Options of SeFa.
 
     Attributes:
-        normalize: "rows" scales each output unit's row to unit length, as the paper's code; "none" keeps the raw weights.
+        normalize: "rows" scales each output unit's row to unit length, as the paper's code; "none" keeps the
+            raw weights.
     """
 
     normalize: str = field(default="rows", metadata={"help": "rows (published) or none (raw weights)"})
@@ -32,7 +33,7 @@ def find(
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> Found:
-    """Eigenvectors of A^T A, largest eigenvalue first, where A stacks the weights that read the chosen layers.
+    """Eigenvectors of A^T A, largest eigenvalue first; A stacks the weights that read the chosen layers.
 
     Args:
         generator: A generator with weights to factorise.
@@ -45,12 +46,15 @@ def find(
         SelectionError: No weight of this generator reads those layers.
 
     Source:
-        Shen & Zhou, CVPR 2021 (arXiv:2007.06600), eq. 5-7. Differs: float64 and a symmetric solver, so the order is
-        certain; the sign is fixed; a row of zeros stays zero where the paper's code divides by zero.
+        Shen & Zhou, CVPR 2021 (arXiv:2007.06600), eq. 5-7. Differs: float64 and a symmetric solver, so the
+        order is certain; the sign is fixed; a row of zeros stays zero where the paper's code divides by zero.
     """
     weights = [factor.weight for factor in generator.factors() if factor.layer in layers]
     if not weights:
-        raise SelectionError(f"sefa does not apply to {generator.provenance.name} (family {generator.family}): no weight of it reads layers {list(layers)} directly.")
+        raise SelectionError(
+            f"sefa does not apply to {generator.provenance.name} (family {generator.family}): "
+            f"no weight of it reads layers {list(layers)} directly."
+        )
     a = torch.cat([weight.double() for weight in weights])
     if settings.normalize == "rows":
         length = a.norm(dim=1, keepdim=True)
@@ -63,4 +67,6 @@ def find(
     return Found(directions=directions, scores=eigenvalues[best])
 
 
-METHOD = Method(summary="closed-form factorisation of the first weights (Shen & Zhou 2021)", settings=Settings, find=find)
+METHOD = Method(
+    summary="closed-form factorisation of the first weights (Shen & Zhou 2021)", settings=Settings, find=find
+)

@@ -37,7 +37,7 @@ class Provenance:
         name: What people call the generator.
         source: Package, address or file that they were read from.
         licence: Licence of the weights, "unknown" if nobody said.
-        assumed: Settings that the file does not hold and that were taken as usual in the field, as "name=value".
+        assumed: Settings that the file does not hold and that were taken as usual, as "name=value".
     """
 
     name: str = "unnamed"
@@ -49,8 +49,8 @@ class Provenance:
 class Generator(nn.Module, ABC):
     """A pretrained generator: z -> latents -> images, cut into stages.
 
-    Synthesis runs `stages` in order. The first stage gets the class `c` (None if unconditional) as its state, each
-    returns the next state, the last one the images; `reads[i]` says which latent layers stage i looks at.
+    Synthesis runs `stages` in order. The first stage gets the class `c` (None if unconditional) as its state,
+    each returns the next state, the last one the images; `reads[i]` names the latent layers stage i looks at.
 
     Attributes:
         family: Registered name of the family.
@@ -104,17 +104,19 @@ class Generator(nn.Module, ABC):
     @property
     @abstractmethod
     def has_mapping(self) -> bool:
-        """Whether `map_z` is a network of its own, exported as `mapping.onnx`, and not just a change of shape."""
+        """Whether `map_z` is a network, exported as `mapping.onnx`, and not just a change of shape."""
 
     @abstractmethod
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """Latents without truncation: z `[batch, z_dim]`, float32 -> `[batch, layers, dim]`, float32. Traceable."""
+        """Latents without truncation: z `[batch, z_dim]` -> `[batch, layers, dim]`, float32. Traceable."""
 
     @abstractmethod
     def factors(self) -> list[Factor]:
         """Weights that multiply latents directly, in order; empty where the family has none."""
 
-    def mapping(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None) -> Tensor:
+    def mapping(
+        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None
+    ) -> Tensor:
         """Latents of z.
 
         Args:
@@ -155,7 +157,10 @@ class Generator(nn.Module, ABC):
         return self.run_stages(latents, c)
 
     def run_stages(self, latents: Tensor, c: Tensor | None = None) -> Tensor:
-        """`synthesis` without its checks, for tracing: latents `[batch, layers, dim]` -> images `[batch, channels, height, width]`."""
+        """`synthesis` without its checks, for tracing.
+
+        Latents `[batch, layers, dim]` -> images `[batch, channels, height, width]`.
+        """
         state = c
         for stage in self.stages:
             state = stage(state, latents)
@@ -164,7 +169,7 @@ class Generator(nn.Module, ABC):
 
     @property
     def weights_sha256(self) -> str:
-        """Hash over the weight tensors: the generator's identity, shared by copies in other formats and by lowered forms."""
+        """Hash over the weight tensors: the identity, shared by copies in other formats and lowered forms."""
         if self._weights_sha256 is None:
             state = {k: v for k, v in self.state_dict().items() if not k.endswith("num_batches_tracked")}
             self._weights_sha256 = sha256_tensors(state)
@@ -190,7 +195,9 @@ class Generator(nn.Module, ABC):
     def _check_class(self, c: Tensor | None) -> None:
         if (c is None) != (self.c_dim == 0):
             wanted = "takes no class" if self.c_dim == 0 else f"needs a class from 0 to {self.c_dim - 1}"
-            raise ContractError(f"{self.provenance.name} {wanted}. {'Leave c out.' if self.c_dim == 0 else 'Pass c.'}")
+            raise ContractError(
+                f"{self.provenance.name} {wanted}. {'Leave c out.' if self.c_dim == 0 else 'Pass c.'}"
+            )
 
 
 class LatentStage(nn.Module):
@@ -202,7 +209,7 @@ class LatentStage(nn.Module):
         self.layer = layer
 
     def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
-        """Latents `[batch, layers, dim]` -> features `[batch, channels, height, width]`; there is no state yet."""
+        """Latents `[batch, layers, dim]` -> features `[batch, channels, height, width]`; no state yet."""
         features: Tensor = self.body(latents[:, self.layer, :, None, None])
         return features
 
@@ -215,7 +222,7 @@ class FeatureStage(nn.Module):
         self.body = body
 
     def forward(self, state: Tensor, latents: Tensor) -> Tensor:
-        """Features `[batch, channels, height, width]` -> the next ones; latents `[batch, layers, dim]` are ignored."""
+        """Features `[batch, channels, height, width]` -> the next; latents `[batch, layers, dim]` unused."""
         features: Tensor = self.body(state)
         return features
 
@@ -236,8 +243,8 @@ class ModuleGenerator(Generator):
     """Any torch module from z to images, as a generator.
 
     Args:
-        module: Takes z `[batch, z_dim]` (or `[batch, z_dim, 1, 1]`), returns images `[batch, channels, height, width]`
-            in [-1, 1]. Put into evaluation mode here.
+        module: Takes z `[batch, z_dim]` (or `[batch, z_dim, 1, 1]`), returns images
+            `[batch, channels, height, width]` in [-1, 1]. Put into evaluation mode here.
         z_dim: Size of z; None takes `module.z_dim`.
         name: What to call it.
 
@@ -248,7 +255,10 @@ class ModuleGenerator(Generator):
     def __init__(self, module: nn.Module, z_dim: int | None = None, name: str = "custom") -> None:
         size = z_dim if z_dim is not None else getattr(module, "z_dim", None)
         if not isinstance(size, int):
-            raise ContractError(f"{name} does not say how long its z is. Give it a z_dim attribute, or use ModuleGenerator(module, z_dim=...).")  # fmt: skip
+            raise ContractError(
+                f"{name} does not say how long its z is. "
+                "Give it a z_dim attribute, or use ModuleGenerator(module, z_dim=...)."
+            )
         module.eval().requires_grad_(False)
         images, z_axes = _probe(module, size, name)
         super().__init__(
@@ -267,7 +277,7 @@ class ModuleGenerator(Generator):
         return z[:, None]
 
     def factors(self) -> list[Factor]:
-        """The first linear or transposed convolution layer as long as z: what a generator usually begins with."""
+        """The first linear or transposed convolution as long as z: what a generator usually begins with."""
         for name, layer in self.named_modules():
             if isinstance(layer, nn.Linear) and layer.in_features == self.dim:
                 return [Factor(name, 0, layer.weight.detach())]
@@ -283,11 +293,12 @@ def _probe(module: nn.Module, z_dim: int, name: str) -> tuple[Tensor, int]:
         try:
             with torch.inference_mode():
                 images = module(torch.zeros(shape))
-        except (RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).splitlines()[0]
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
-        if isinstance(images, Tensor) and images.ndim == 4 and images.shape[0] == 2 and images.shape[2] == images.shape[3]:
-            if images.shape[1] in (1, 3):
+        if isinstance(images, Tensor) and images.ndim == 4:
+            batch, channels, height, width = images.shape
+            if batch == 2 and channels in (1, 3) and height == width:
                 return images, z_axes
         reason = f"it returned {list(images.shape) if isinstance(images, Tensor) else type(images).__name__}"
     raise ContractError(

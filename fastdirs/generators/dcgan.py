@@ -1,7 +1,9 @@
-"""DCGAN: transposed convolutions and batch norms, the architecture inferred from a state dict whatever its keys are called."""
+"""DCGAN: transposed convolutions and batch norms, inferred from a state dict whatever its keys are called."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentS
 from fastdirs.manifest import Json
 from fastdirs.registry import unknown_name
 
-_HIDDEN = {"relu": lambda: nn.ReLU(), "leaky_relu": lambda: nn.LeakyReLU(0.2)}
-_OUTPUT = {"tanh": lambda: nn.Tanh(), "sigmoid": lambda: _SigmoidToRange()}
+_HIDDEN: Mapping[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2)}
+_OUTPUT: Mapping[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "sigmoid": lambda: _SigmoidToRange()}
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 _OPTIONS = {
     "key": "which state dict of the file to take",
@@ -75,8 +77,9 @@ class Dcgan(Generator):
         }
         z_dim = layers[0].in_channels
         super().__init__(
-            family="dcgan", space="z", z_dim=z_dim, num_layers=1, dim=z_dim, img_resolution=size,
-            img_channels=layers[-1].out_channels, stages=stages, reads=[(0,)] + [()] * (len(layers) - 1), config=config,
+            family="dcgan", space="z", z_dim=z_dim, num_layers=1, dim=z_dim,
+            img_resolution=size, img_channels=layers[-1].out_channels,
+            stages=stages, reads=[(0,)] + [()] * (len(layers) - 1), config=config,
         )  # fmt: skip
 
     @property
@@ -102,141 +105,244 @@ def _build(config: Json) -> Generator:
 
 def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     path = checkpoint.path
-    kernels = [name for name, tensor in checkpoint.tensors.items() if tensor.ndim == 4]
-    _check_chain(checkpoint, kernels)
-    norms = _norms(checkpoint, kernels, options)
-    strides = _strides(checkpoint, kernels, options)
+    _check_chain(checkpoint)
     assumed = []
-    choices = {"activation": ("relu", _HIDDEN), "output": ("tanh", _OUTPUT)}
-    chosen = {}
-    for option, (usual, known) in choices.items():
-        chosen[option] = options.get(option, usual)
-        if chosen[option] not in known:
-            raise unknown_name(option, chosen[option], known)
-        if option not in options:
-            assumed.append(f"{option}={usual}")
-    eps = _number(options.get("eps", "1e-5"), "eps")
+    if not any(name.endswith(("weight", "running_mean")) for name in checkpoint.tensors):
+        checkpoint = _named_by_order(checkpoint)
+        assumed.append(f"order={','.join(_NORM_PARTS)}")
+    tensors = checkpoint.tensors
+    kernels = _kernels(checkpoint)
+    norms = _norms(checkpoint, kernels, options)
+    if norms and "norm_after" not in options and list(norms) != list(range(len(kernels) - 1)):
+        assumed.append(f"norm_after={','.join(map(str, norms))}")
+    strides = _strides(checkpoint, kernels, options)
+    activation = _choice(options, "activation", "relu", _HIDDEN, assumed)
+    output = _choice(options, "output", "tanh", _OUTPUT, assumed)
+    eps = _eps(options.get("eps", "1e-5"))
     if "eps" not in options and norms:
         assumed.append("eps=1e-5")
 
-    layers, state = [], {}
-    used = set(kernels)
+    # Which tensor of the file stands where in the generator.
+    layers, sources = [], {}
     for index, name in enumerate(kernels):
-        weight = checkpoint.tensors[name]
-        stride, padding, output_padding = strides[index]
+        inputs, outputs, size, _ = tensors[name].shape
         bias = name.removesuffix("weight") + "bias"
-        has_bias = bias in checkpoint.tensors
-        layers.append(
-            Layer(weight.shape[0], weight.shape[1], weight.shape[2], stride, padding, output_padding, has_bias, index in norms)
-        )
-        state[f"stages.{index}.body.0.weight"] = weight
-        if has_bias:
-            state[f"stages.{index}.body.0.bias"] = checkpoint.tensors[bias]
-            used.add(bias)
+        layers.append(Layer(inputs, outputs, size, *strides[index], bias in tensors, index in norms))
+        sources[f"stages.{index}.body.0.weight"] = name
+        if bias in tensors:
+            sources[f"stages.{index}.body.0.bias"] = bias
         if index in norms:
-            for part in _NORM_PARTS:
-                source = f"{norms[index]}.{part}"
-                state[f"stages.{index}.body.1.{part}"] = checkpoint.tensors[source]
-                used.add(source)
-            state[f"stages.{index}.body.1.num_batches_tracked"] = torch.tensor(0)
-    extra = [name for name in checkpoint.tensors if name not in used and not name.endswith("num_batches_tracked")]
+            sources |= {f"stages.{index}.body.1.{part}": norms[index] + part for part in _NORM_PARTS}
+    used = set(sources.values())
+    extra = [name for name in tensors if name not in used and not name.endswith("num_batches_tracked")]
     if extra:
-        raise CheckpointError(f"{path} holds {extra[0]!r}, which is no part of a DCGAN ({len(extra)} such tensors). Choose another --family.")
-    generator = Dcgan(layers, chosen["activation"], chosen["output"], eps)
-    state["latent_mean"] = generator.latent_mean
-    generator.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        raise CheckpointError(
+            f"{path} holds {extra[0]!r}, which is no part of a DCGAN ({len(extra)} such tensors). "
+            "Choose another --family."
+        )
+
+    generator = Dcgan(layers, activation, output, eps)
+    state = generator.state_dict()
+    for target, source in sources.items():
+        if tensors[source].shape != state[target].shape:
+            raise CheckpointError(
+                f"{path} holds {source!r} of shape {list(tensors[source].shape)}, but its convolution asks "
+                f"for {list(state[target].shape)}. The file is damaged or no DCGAN."
+            )
+        state[target] = tensors[source].float()
+    generator.load_state_dict(state)
     generator.provenance = Provenance(name=path.stem, source=path.name, assumed=tuple(assumed))
     return generator.eval().requires_grad_(False)
 
 
-def _check_chain(checkpoint: Checkpoint, kernels: list[str]) -> None:
-    """Raises CheckpointError unless the four-axis tensors read as transposed convolutions from z to an image."""
-    path, tensors = checkpoint.path, checkpoint.tensors
+def _kernels(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, tensor in checkpoint.tensors.items() if tensor.ndim == 4]
+
+
+def _named_by_order(checkpoint: Checkpoint) -> Checkpoint:
+    """The same tensors under torch's names, for keys that say nothing.
+
+    After a kernel stand its bias, if it has one, and four vectors for each batch norm.
+    """
+    named: dict[str, Tensor] = {}
+    vectors: dict[str, list[Tensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.ndim == 4:
+            vectors[name] = []
+        elif tensor.ndim == 1 and vectors:
+            vectors[next(reversed(vectors))].append(tensor)
+        elif tensor.ndim > 0:
+            named[name] = tensor
+    norms = 0
+    for kernel, after in vectors.items():
+        named[f"{kernel}.weight"] = checkpoint.tensors[kernel]
+        if len(after) % 4 == 1:
+            named[f"{kernel}.bias"] = after.pop(0)
+        if len(after) % 4 or any(bool((variance < 0).any()) for variance in after[3::4]):
+            raise CheckpointError(
+                f"{checkpoint.path} has {len(after)} vectors after the kernel {kernel!r}, which do not read "
+                "as a bias and the weight, bias, mean and variance of batch norms. "
+                "Name the tensors as torch does."
+            )
+        for position, vector in enumerate(after):
+            named[f"norm{norms + position // 4}.{_NORM_PARTS[position % 4]}"] = vector
+        norms += len(after) // 4
+    return replace(checkpoint, tensors=named)
+
+
+def _check_chain(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the kernels read as transposed convolutions from z to an image."""
+    path, tensors, kernels = checkpoint.path, checkpoint.tensors, _kernels(checkpoint)
     if len(kernels) < 2:
-        raise CheckpointError(f"{path} holds {len(kernels)} convolution weights, too few for a DCGAN. It is not a DCGAN generator.")
+        raise CheckpointError(
+            f"{path} holds {len(kernels)} convolution weights, too few for a DCGAN. "
+            "It is not a DCGAN generator."
+        )
     shapes = [tuple(tensors[name].shape) for name in kernels]
     if any(shape[2] != shape[3] for shape in shapes):
         raise CheckpointError(f"{path} holds kernels that are not square, so it is not a DCGAN generator.")
-    forwards = all(a[1] == b[0] for a, b in zip(shapes, shapes[1:], strict=False))
-    backwards = all(a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False))
+    forwards = all(a[1] == b[0] for a, b in pairwise(shapes))
+    backwards = all(a[0] == b[1] for a, b in pairwise(shapes))
     if not forwards or shapes[-1][1] not in (1, 3):
         if backwards and shapes[0][1] in (1, 3):
-            raise CheckpointError(f"{path} reads from an image to {shapes[-1][0]} channels: a discriminator or classifier, not a generator.")
+            raise CheckpointError(
+                f"{path} reads from an image to {shapes[-1][0]} channels: "
+                "a discriminator or classifier, not a generator."
+            )
         raise CheckpointError(
-            f"{path} is not a DCGAN generator: its kernels {', '.join(str(list(s)) for s in shapes[:4])} do not lead, "
-            "input channels first, from z to an image of 1 or 3 channels."
+            f"{path} is not a DCGAN generator: its kernels {', '.join(str(list(s)) for s in shapes[:4])} "
+            "do not lead, input channels first, from z to an image of 1 or 3 channels."
         )
 
 
 def _norms(checkpoint: Checkpoint, kernels: list[str], options: Mapping[str, str]) -> dict[int, str]:
-    """Key prefix of the batch norm after each layer that has one."""
+    """How the keys of the batch norm after each layer begin, for the layers that have one."""
     tensors, path = checkpoint.tensors, checkpoint.path
-    prefixes = [name.removesuffix(".running_mean") for name in tensors if name.endswith("running_mean")]
+    prefixes = [name.removesuffix("running_mean") for name in tensors if name.endswith("running_mean")]
     for prefix in prefixes:
-        missing = [part for part in _NORM_PARTS if f"{prefix}.{part}" not in tensors]
+        missing = [part for part in _NORM_PARTS if prefix + part not in tensors]
         if missing:
-            raise CheckpointError(f"{path} is incomplete: the batch norm {prefix!r} has no {missing[0]!r}.")
-    width = [tensors[name].shape[1] for name in kernels]
-    sizes = [tensors[f"{prefix}.running_mean"].shape[0] for prefix in prefixes]
-    if "norm_after" in options:
-        places = [int(_number(part, "norm_after")) for part in options["norm_after"].split(",")]
-    else:
-        # All ways to hang the norms, in order, on layers of the same width; a DCGAN leaves exactly one.
-        ways = _matches(sizes, width)
-        usual = list(range(len(kernels) - 1))
-        if not ways:
-            raise CheckpointError(f"{path} has batch norms of {sizes} channels, which do not fit layers of {width} channels.")
-        if len(ways) > 1 and usual not in ways:
             raise CheckpointError(
-                f"{path} leaves open which layers its {len(sizes)} batch norms follow ({ways[0]} or {ways[1]}). Settle it with norm_after=0,1,..."
+                f"{path} is incomplete: the batch norm {prefix.rstrip('._')!r} has no {missing[0]!r}."
             )
-        places = usual if usual in ways else ways[0]
-    if len(places) != len(sizes) or any(not 0 <= p < len(width) or width[p] != s for p, s in zip(places, sizes, strict=True)):
-        raise CheckpointError(f"norm_after={places} does not fit batch norms of {sizes} channels on layers of {width} channels.")
-    return dict(zip(places, prefixes, strict=True))
+    widths = [tensors[name].shape[1] for name in kernels]
+    sizes = [tensors[f"{prefix}running_mean"].numel() for prefix in prefixes]
+    if "norm_after" in options:
+        places = _whole_numbers(options, "norm_after")
+        if not _fits(places, sizes, widths):
+            raise CheckpointError(
+                f"norm_after={options['norm_after']} does not fit batch norms of {sizes} channels "
+                f"on layers of {widths} channels."
+            )
+        return dict(zip(places, prefixes, strict=True))
+
+    # As usual after each layer but the last; else where they stand in the file; else the one way that fits.
+    usual = list(range(len(kernels) - 1))
+    order = list(tensors)
+    found_after = [
+        sum(order.index(kernel) < order.index(f"{prefix}running_mean") for kernel in kernels) - 1
+        for prefix in prefixes
+    ]
+    for places in (usual, found_after):
+        if _fits(places, sizes, widths):
+            return dict(zip(places, prefixes, strict=True))
+    ways = list(islice(_matches(sizes, widths), 2))
+    if not ways:
+        raise CheckpointError(
+            f"{path} has batch norms of {sizes} channels, which do not fit layers of {widths} channels."
+        )
+    if len(ways) > 1:
+        raise CheckpointError(
+            f"{path} leaves open which layers its {len(sizes)} batch norms follow ({ways[0]} or {ways[1]}). "
+            f"Settle it with norm_after={','.join(map(str, ways[0]))} or what the author used."
+        )
+    return dict(zip(ways[0], prefixes, strict=True))
 
 
-def _matches(sizes: list[int], width: list[int], start: int = 0) -> list[list[int]]:
+def _fits(places: list[int], sizes: list[int], widths: list[int]) -> bool:
+    """Whether norms of these sizes may follow the layers at these places, each layer at most one."""
+    ascending = all(a < b for a, b in pairwise(places))
+    return (
+        ascending
+        and len(places) == len(sizes)
+        and all(
+            0 <= place < len(widths) and widths[place] == size
+            for place, size in zip(places, sizes, strict=True)
+        )
+    )
+
+
+def _matches(sizes: list[int], widths: list[int], start: int = 0) -> Iterator[list[int]]:
+    """All ways to hang norms, in order, on layers of the same width."""
     if not sizes:
-        return [[]]
-    found = []
-    for place in range(start, len(width)):
-        if width[place] == sizes[0]:
-            found += [[place, *rest] for rest in _matches(sizes[1:], width, place + 1)]
-    return found
+        yield []
+        return
+    for place in range(start, len(widths)):
+        if widths[place] == sizes[0]:
+            yield from ([place, *rest] for rest in _matches(sizes[1:], widths, place + 1))
 
 
-def _strides(checkpoint: Checkpoint, kernels: list[str], options: Mapping[str, str]) -> list[tuple[int, int, int]]:
-    """Stride, padding and output padding of each layer: the first opens a 1x1 picture, the others keep or double the size."""
+def _strides(
+    checkpoint: Checkpoint, kernels: list[str], options: Mapping[str, str]
+) -> list[tuple[int, int, int]]:
+    """Stride, padding and output padding: the first opens a 1x1 picture, the others keep or double it."""
     sizes = [checkpoint.tensors[name].shape[2] for name in kernels]
     if "strides" in options:
-        strides = [int(_number(part, "strides")) for part in options["strides"].split(",")]
+        strides = _whole_numbers(options, "strides")
         if len(strides) != len(sizes):
-            raise CheckpointError(f"strides={options['strides']} names {len(strides)} layers, but {checkpoint.path} has {len(sizes)}.")
+            raise CheckpointError(
+                f"strides={options['strides']} names {len(strides)} layers, "
+                f"but {checkpoint.path} has {len(sizes)}."
+            )
     else:
         # An even kernel can only double the size; an odd one may also keep it, and the shapes do not tell.
         doubtful = [size for size in sizes[1:] if size % 2]
         if doubtful:
             raise CheckpointError(
-                f"{checkpoint.path} has a {doubtful[0]}x{doubtful[0]} kernel, which may keep or double the size. "
-                f"Settle it with strides=1,{','.join('2' * (len(sizes) - 1))} or what the author used."
+                f"{checkpoint.path} has a {doubtful[0]}x{doubtful[0]} kernel, which may keep or double the "
+                f"size. Settle it with strides=1,{','.join('2' * (len(sizes) - 1))} or what the author used."
             )
         strides = [1] + [2] * (len(sizes) - 1)
     settled = [(strides[0], 0, 0)]
     for size, stride in zip(sizes[1:], strides[1:], strict=True):
         if stride not in (1, 2) or (stride == 1 and size % 2 == 0):
-            raise CheckpointError(f"stride {stride} with a {size}x{size} kernel neither keeps nor doubles the size. Expected 1 (odd kernels) or 2.")
-        # Transposed convolution: out = (in - 1) * stride - 2 * padding + size + output_padding, wanted: stride * in.
+            raise CheckpointError(
+                f"stride {stride} with a {size}x{size} kernel neither keeps nor doubles the size. "
+                "Expected 1 (odd kernels) or 2."
+            )
+        # A transposed convolution makes (in - 1) * stride - 2 * padding + size + output_padding of in pixels;
+        # stride * in are wanted.
         padding = (size - stride + 1) // 2
         settled.append((stride, padding, stride - size + 2 * padding))
     return settled
 
 
-def _number(text: str, option: str) -> float:
+def _choice(
+    options: Mapping[str, str], option: str, usual: str, known: Mapping[str, object], assumed: list[str]
+) -> str:
+    if option not in options:
+        assumed.append(f"{option}={usual}")
+    chosen = options.get(option, usual)
+    if chosen not in known:
+        raise unknown_name(option, chosen, known)
+    return chosen
+
+
+def _whole_numbers(options: Mapping[str, str], option: str) -> list[int]:
     try:
-        return float(text)
+        return [int(part) for part in options[option].split(",")]
     except ValueError as error:
-        raise CheckpointError(f"{option}={text!r} is not a number.") from error
+        raise CheckpointError(f"{option}={options[option]!r} is not a list of whole numbers.") from error
+
+
+def _eps(text: str) -> float:
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = math.nan
+    if not 0 < eps < 1:
+        raise CheckpointError(f"eps={text!r} is no epsilon of a batch norm. Expected a number such as 1e-5.")
+    return eps
 
 
 GENERATOR = Family(

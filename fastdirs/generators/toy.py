@@ -1,4 +1,4 @@
-"""The toy: a coloured disc on a grey background, whose true directions and mask are known. No weights, no download."""
+"""The toy: a coloured disc on a grey background, whose true directions and mask are known. No weights."""
 
 import math
 
@@ -10,14 +10,14 @@ from fastdirs.generators import Factor, Family, Generator, Provenance
 from fastdirs.manifest import Json
 
 ATTRIBUTES = ("x", "y", "size", "hue", "background")
-# How many units of the first layer carry each attribute. All different, so that a factorisation can tell them apart even
-# after every row has been scaled to unit length.
+# How many units of the first layer carry each attribute. All different, so that a factorisation can tell them
+# apart even after every row has been scaled to unit length.
 _UNITS = (9, 8, 7, 6, 5)
 _EDGE_PIXELS = 1.5
 
 
 class _AttributeStage(nn.Module):
-    """Latents -> attributes, through a layer of unit rows and a layer that averages each attribute's units."""
+    """Latents -> attributes: a layer of unit rows, then one that averages each attribute's units."""
 
     def __init__(self, z_dim: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _AttributeStage(nn.Module):
         self.average.weight.data = torch.from_numpy(average).float()
 
     def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
-        """Latents `[batch, 1, z_dim]` -> attributes `[batch, 5]`, each standard normal for standard normal z."""
+        """Latents `[batch, 1, z_dim]` -> attributes `[batch, 5]`, standard normal for standard normal z."""
         attributes: Tensor = self.average(self.hidden(latents[:, 0]))
         return attributes
 
@@ -53,9 +53,11 @@ class _DrawStage(nn.Module):
         self.sharpness = resolution / _EDGE_PIXELS
 
     def coverage(self, attributes: Tensor) -> Tensor:
-        """How much of each pixel the disc covers: attributes `[batch, 5]` -> `[batch, height, width]`, 0 to 1."""
+        """Share of each pixel that the disc covers: attributes `[batch, 5]` -> `[batch, height, width]`."""
         x, y, size = (attributes[:, i, None, None] for i in range(3))
-        distance = ((self.grid_x - 0.5 * torch.tanh(x)) ** 2 + (self.grid_y - 0.5 * torch.tanh(y)) ** 2 + 1e-12).sqrt()
+        distance = (
+            (self.grid_x - 0.5 * torch.tanh(x)) ** 2 + (self.grid_y - 0.5 * torch.tanh(y)) ** 2 + 1e-12
+        ).sqrt()
         radius = 0.2 + 0.3 * torch.sigmoid(size)
         return torch.sigmoid(self.sharpness * (radius - distance))
 
@@ -69,7 +71,7 @@ class _DrawStage(nn.Module):
 
 
 class Toy(Generator):
-    """Position, size and hue of a disc and the brightness of its background, behind a fixed random rotation of z.
+    """Position, size and hue of a disc and the brightness of its background, behind a fixed rotation of z.
 
     Args:
         resolution: Height and width, in pixels.
@@ -78,8 +80,10 @@ class Toy(Generator):
 
     def __init__(self, resolution: int = 64, z_dim: int = 16) -> None:
         super().__init__(
-            family="toy", space="z", z_dim=z_dim, num_layers=1, dim=z_dim, img_resolution=resolution, img_channels=3,
-            stages=[_AttributeStage(z_dim), _DrawStage(resolution)], reads=[(0,), ()], config={"resolution": resolution, "z_dim": z_dim},
+            family="toy", space="z", z_dim=z_dim, num_layers=1, dim=z_dim,
+            img_resolution=resolution, img_channels=3,
+            stages=[_AttributeStage(z_dim), _DrawStage(resolution)], reads=[(0,), ()],
+            config={"resolution": resolution, "z_dim": z_dim},
         )  # fmt: skip
         self.provenance = Provenance(name="toy", source="built into fastdirs", licence="Apache-2.0")
 
@@ -116,4 +120,6 @@ def _build(config: Json) -> Generator:
     return Toy(**config).eval().requires_grad_(False)
 
 
-GENERATOR = Family(summary="procedural disc with known directions and mask, no weights", build=_build, infer=None)
+GENERATOR = Family(
+    summary="procedural disc with known directions and mask, no weights", build=_build, infer=None
+)

@@ -1,4 +1,4 @@
-"""Rewrites of a generator into an equal one that deploys better: one pure rewrite per file, chosen by name and in order."""
+"""Rewrites of a generator into an equal one that deploys better: a pure rewrite per file, chosen by name."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -34,7 +34,9 @@ def lower(generator: Generator, names: Sequence[str]) -> Generator:
     return generator
 
 
-def rewrite_bodies(generator: Generator, rewrite: Callable[[list[nn.Module], bool], list[nn.Module]]) -> Generator:
+def rewrite_bodies(
+    generator: Generator, rewrite: Callable[[list[nn.Module], bool], list[nn.Module]]
+) -> Generator:
     """A copy of a generator with the layer sequence of each stage rewritten.
 
     Args:

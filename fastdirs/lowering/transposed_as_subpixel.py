@@ -1,8 +1,8 @@
 """A transposed convolution 4x4, stride 2, padding 1 as ordinary 2x2 convolutions and a shuffle of pixels.
 
-Each output pixel (2i + a, 2j + b) sees 2x2 input pixels, through the taps of the kernel that fall on them. The four
-positions (a, b) are therefore four 2x2 convolutions at input resolution, whose results are interleaved. Runtimes that
-lack a fast transposed convolution (OpenVINO has none in bf16) gain several times.
+Each output pixel (2i + a, 2j + b) sees 2x2 input pixels, through the taps of the kernel that fall on them.
+The four positions (a, b) are therefore four 2x2 convolutions at input resolution, with interleaved results.
+Runtimes that lack a fast transposed convolution (OpenVINO has none in bf16) gain several times.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from fastdirs.generators import Generator
 from fastdirs.lowering import rewrite_bodies
 
-# Below this many output channels four separate convolutions leave vector registers empty; one convolution with four times
-# the channels fills them, at the price of one row and column computed in vain.
+# Below this many output channels four separate convolutions leave vector registers empty; a single one with
+# four times the channels fills them, at the price of one row and column computed in vain.
 _MIN_CHANNELS_FOR_FOUR = 16
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 
@@ -26,7 +26,9 @@ class FourConvolutions(nn.Module):
         self.convolutions = nn.ModuleList()
         for row in (0, 1):
             for column in (0, 1):
-                convolution = nn.Conv2d(transposed.in_channels, transposed.out_channels, 2, bias=transposed.bias is not None)
+                convolution = nn.Conv2d(
+                    transposed.in_channels, transposed.out_channels, 2, bias=transposed.bias is not None
+                )
                 convolution.weight = nn.Parameter(_taps(transposed.weight, row, column))
                 if transposed.bias is not None:
                     convolution.bias = nn.Parameter(transposed.bias.clone())
@@ -44,10 +46,10 @@ class FourConvolutions(nn.Module):
 
 
 class Interleave(nn.Module):
-    """The four positions become neighbours: the inverse of splitting a picture into its even and odd pixels."""
+    """The four positions become neighbours: the inverse of splitting a picture into even and odd pixels."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[batch, 4 * channels, height, width]`, position by position -> `[batch, channels, 2 * height, 2 * width]`."""
+        """`[batch, 4 * channels, height, width]` -> `[batch, channels, 2 * height, 2 * width]`."""
         batch, channels, height, width = features.shape
         positions = features.view(batch, 2, 2, channels // 4, height, width)
         return positions.permute(0, 3, 4, 1, 5, 2).reshape(batch, channels // 4, 2 * height, 2 * width)
@@ -61,7 +63,9 @@ class OneConvolution(nn.Module):
         # With padding on every side the odd position comes first: it belongs to the pixel before.
         taps = [_taps(transposed.weight, row, column) for row in (1, 0) for column in (1, 0)]
         out = transposed.out_channels
-        self.convolution = nn.Conv2d(transposed.in_channels, 4 * out, 2, padding=1, bias=transposed.bias is not None)
+        self.convolution = nn.Conv2d(
+            transposed.in_channels, 4 * out, 2, padding=1, bias=transposed.bias is not None
+        )
         self.convolution.weight = nn.Parameter(torch.stack(taps, dim=1).flatten(0, 1))
         if transposed.bias is not None:
             self.convolution.bias = nn.Parameter(transposed.bias.repeat_interleave(4))
@@ -106,7 +110,7 @@ def _to_subpixel(layers: list[nn.Module], at_latents: bool) -> list[nn.Module]:
         assert isinstance(layer, nn.ConvTranspose2d)
         four = layer.out_channels >= _MIN_CHANNELS_FOR_FOUR
         rewritten.append(FourConvolutions(layer) if four else OneConvolution(layer))
-        # An elementwise activation may come before the shuffle, where the runtime fuses it into the convolution.
+        # An elementwise activation may come before the shuffle: there it is fused into the convolution.
         if position < len(layers) and isinstance(layers[position], _ELEMENTWISE):
             rewritten.append(layers[position])
             position += 1

@@ -1,0 +1,5 @@
+"""`python -m fastdirs` is `fastdirs`."""
+
+from fastdirs.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""The backend contract, and one file per runtime."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from fastdirs.registry import Registry
+
+Array = NDArray[np.float32]
+
+
+class Session(ABC):
+    """One opened graph or module. Safe to call from `num_parallel` threads at a time.
+
+    Attributes:
+        precision: Arithmetic in effect, read back from the runtime: "f32" or "bf16".
+        provider: What executes it, read back from the runtime.
+        detail: More that the runtime says, such as how many convolutions run in bf16; may be empty.
+        num_parallel: How many concurrent calls pay off.
+    """
+
+    precision: str
+    provider: str
+    detail: str
+    num_parallel: int
+
+    @abstractmethod
+    def run(self, inputs: Sequence[Array]) -> Array:
+        """The graph's single output for its inputs in order, float32, `[...]` as the graph says."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the session holds. May be called twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One runtime.
+
+    Attributes:
+        summary: One line for `fastdirs list backends`.
+        runs: "graph" for ONNX files, "module" for torch modules.
+        precisions: What this machine executes without emulation, "f32" first.
+        open: (ONNX file or torch module, precision, streaming) -> Session. `streaming` asks for throughput over
+            latency. Raises BackendError if the runtime would fall back to another precision or provider.
+    """
+
+    summary: str
+    runs: Literal["graph", "module"]
+    precisions: Callable[[], tuple[str, ...]]
+    open: Callable[[Any, str, bool], Session]
+
+
+Openable = Path | nn.Module
+BACKENDS: Registry[Backend] = Registry("fastdirs.backends", "BACKEND", "backend")

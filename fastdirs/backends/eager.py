@@ -1,0 +1,42 @@
+"""Torch, executed as it is: the reference, and the fallback that always works."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fastdirs.backends import Array, Backend, Session
+from fastdirs.errors import BackendError
+from fastdirs.machine import bf16_unit
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+class _Eager(Session):
+    def __init__(self, module: nn.Module, precision: str, streaming: bool) -> None:
+        if precision not in _DTYPES:
+            raise BackendError(f"eager has no precision {precision!r}. Expected one of: {', '.join(_DTYPES)}.")
+        self._dtype = _DTYPES[precision]
+        # A copy: changing the precision of the caller's module would change the caller's pictures.
+        self._module = module if self._dtype == torch.float32 else copy.deepcopy(module).to(self._dtype)
+        self.precision = precision
+        self.provider = f"torch {torch.__version__.partition('+')[0]} on cpu, {torch.get_num_threads()} threads"
+        self.detail = ""
+        self.num_parallel = 1
+
+    def run(self, inputs: Sequence[Array]) -> Array:
+        with torch.inference_mode():
+            output: torch.Tensor = self._module(*(torch.from_numpy(array).to(self._dtype) for array in inputs))
+            result: Array = output.float().numpy()
+        return result
+
+    def close(self) -> None:
+        self._module = nn.Identity()
+
+
+def _precisions() -> tuple[str, ...]:
+    return ("f32", "bf16") if bf16_unit() else ("f32",)
+
+
+BACKEND = Backend(summary="torch, uncompiled", runs="module", precisions=_precisions, open=_Eager)

@@ -1,0 +1,69 @@
+"""OpenVINO on the CPU: bf16 where the processor has units for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import openvino
+from openvino.properties import hint
+
+from fastdirs.backends import Array, Backend, Session
+from fastdirs.errors import BackendError
+from fastdirs.machine import bf16_unit
+
+_TYPES = {"f32": "float32", "bf16": "bfloat16"}
+_HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+class _OpenVino(Session):
+    def __init__(self, path: Path, precision: str, streaming: bool) -> None:
+        if precision not in _TYPES:
+            raise BackendError(f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}.")
+        mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
+        )
+        # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it on others.
+        in_effect = compiled.get_property(hint.inference_precision()).to_string()
+        if in_effect != _TYPES[precision] and in_effect != precision:
+            raise BackendError(f"OpenVINO computes in {in_effect} here instead of {precision}. Ask for --precision f32.")
+        self.precision = precision
+        device = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
+        self.provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, {device}"
+        self.detail = _heavy_layers(compiled)
+        self.num_parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if streaming else 1
+        self._requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+        for _ in range(self.num_parallel):
+            self._requests.put(compiled.create_infer_request())
+
+    def run(self, inputs: Sequence[Array]) -> Array:
+        request = self._requests.get()
+        try:
+            results = request.infer(dict(enumerate(inputs)), share_inputs=True)
+            # The request's buffer is written again by the next call.
+            return np.array(results[0])
+        finally:
+            self._requests.put(request)
+
+    def close(self) -> None:
+        while not self._requests.empty():
+            self._requests.get()
+
+
+def _heavy_layers(compiled: openvino.CompiledModel) -> str:
+    """How many of the layers that cost time run in which precision, as the compiled model itself reports."""
+    counts: dict[str, int] = {}
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if "layerType" in info and info["layerType"].astype(str) in _HEAVY:
+            precision = info["runtimePrecision"].astype(str).lower()
+            counts[precision] = counts.get(precision, 0) + 1
+    return ", ".join(f"{count} heavy layers in {precision}" for precision, count in sorted(counts.items()))
+
+
+def _precisions() -> tuple[str, ...]:
+    return ("f32", "bf16") if bf16_unit() in ("amx_bf16", "avx512_bf16") else ("f32",)
+
+
+BACKEND = Backend(summary="OpenVINO, CPU", runs="graph", precisions=_precisions, open=_OpenVino)

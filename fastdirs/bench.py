@@ -1,0 +1,124 @@
+"""Every backend and precision of this machine on one generator: speed, latency, error, memory."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastdirs.artifact import Artifact
+from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.errors import FastdirsError
+from fastdirs.export import export_generator
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph
+from fastdirs.latents import sample_z
+from fastdirs.machine import Timing, alternate, describe_machine, resident_mib
+from fastdirs.manifest import Json, environment
+from fastdirs.parity import Parity, measure
+from fastdirs.recipe import Batch, Recipe
+from fastdirs.throughput import time_sessions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One backend and precision.
+
+    Attributes:
+        backend: Registered name.
+        precision: Arithmetic in effect; what was asked for where it failed.
+        provider: What executes it, as the runtime says.
+        images_per_second: In a stream of batches.
+        batch_ms: Time of one batch in the stream, in milliseconds, with its quartiles.
+        latency_ms: Time of a single image, in milliseconds, with its quartiles.
+        parity: Error against torch fp32.
+        memory_mib: What opening and running it added to the process, in MiB.
+        failure: Why there are no figures; None if there are.
+    """
+
+    backend: str
+    precision: str
+    provider: str = ""
+    images_per_second: float = 0.0
+    batch_ms: Timing | None = None
+    latency_ms: Timing | None = None
+    parity: Parity | None = None
+    memory_mib: float = 0.0
+    failure: str | None = None
+
+
+def bench(
+    generator: Generator, batch_size: int = 64, rounds: int = 7, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Row]:
+    """Measure every backend and precision, in turns within one run.
+
+    Args:
+        generator: The generator; it is exported to a temporary folder.
+        batch_size: Images in a batch.
+        rounds: Timings of each.
+        progress: Called with timings done and timings in all.
+
+    Returns:
+        A row for each backend and precision; one that cannot run says why.
+
+    Raises:
+        ParityError: The exported graph differs from torch by more than is accepted.
+    """
+    with torch.inference_mode():
+        latents: Array = np.ascontiguousarray(generator.mapping(sample_z(range(batch_size), generator.z_dim)).numpy())
+        reference: Array = generator.synthesis(torch.from_numpy(latents)).numpy()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fastdirs-bench-") as folder:
+        artifact = _exported(generator, batch_size, Path(folder))
+        sessions: dict[tuple[str, str], Session] = {}
+        facts: dict[tuple[str, str], tuple[Parity, float]] = {}
+        for name in BACKENDS.names():
+            try:
+                backend = BACKENDS.load(name)
+                source = SynthesisGraph(generator) if backend.runs == "module" else _graph(artifact)
+                for precision in backend.precisions():
+                    before = resident_mib()
+                    session = backend.open(source, precision, True)
+                    parity = measure(session, latents, reference, (1, batch_size))
+                    sessions[name, precision] = session
+                    facts[name, precision] = (parity, resident_mib() - before)
+            except FastdirsError as error:
+                rows.append(Row(backend=name, precision="", failure=str(error)))
+        named = {" ".join(pair): session for pair, session in sessions.items()}
+        total = 2 * rounds * len(named)
+        batches = time_sessions(named, latents, rounds, lambda done, _: progress(done, total))
+        one = np.ascontiguousarray(latents[:1])
+        singles = alternate(
+            {name: (lambda session=session: session.run([one])) for name, session in named.items()}, rounds,
+            lambda done, _: progress(total // 2 + done, total),
+        )  # fmt: skip
+        for pair, session in sessions.items():
+            timing = batches[" ".join(pair)]
+            rows.append(Row(
+                backend=pair[0], precision=session.precision, provider="; ".join(filter(None, (session.provider, session.detail))),
+                images_per_second=1000 * batch_size / timing.median_ms, batch_ms=timing,
+                latency_ms=singles[" ".join(pair)], parity=facts[pair][0], memory_mib=facts[pair][1],
+            ))  # fmt: skip
+            session.close()
+    return sorted(rows, key=lambda row: -row.images_per_second)
+
+
+def conditions(generator: Generator, batch_size: int) -> Json:
+    """What a table of rows holds for: generator, batch size, machine, versions."""
+    return {"generator": generator.identity(), "batch_size": batch_size, "machine": describe_machine(), "environment": environment()}
+
+
+def _exported(generator: Generator, batch_size: int, folder: Path) -> Artifact | FastdirsError:
+    try:
+        recipe = Recipe(generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size)))
+        return export_generator(generator, folder / "artifact", recipe)
+    except FastdirsError as error:
+        return error
+
+
+def _graph(artifact: Artifact | FastdirsError) -> Path:
+    if isinstance(artifact, FastdirsError):
+        raise artifact
+    return artifact.synthesis_path

@@ -1,0 +1,53 @@
+"""Options and arguments that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from fastdirs.generators import Generator
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OUT = click.option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path), help="Where to write.")
+FORCE = click.option("--force", is_flag=True, help="Replace what an earlier run of this command wrote there.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON to standard output.")
+
+
+def key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Repeated KEY=VALUE options as a dictionary."""
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.")
+        pairs[key] = rest
+    return pairs
+
+
+def model_options(command: F) -> F:
+    """--family, --generator and --generator-option: how MODEL becomes a generator."""
+    for option in (
+        click.option("--generator-option", "options", metavar="KEY=VALUE", multiple=True, callback=key_values, help="Settle what a checkpoint leaves open; `fastdirs list generators` shows the keys."),
+        click.option("--generator", "factory", metavar="PACKAGE.MODULE:FUNCTION", help="Your own code that makes the generator (from MODEL, if it takes a path)."),
+        click.option("--family", metavar="NAME", help="Family of a checkpoint; recognised from its content if left out."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def load_model(model: str | None, family: str | None, factory: str | None, options: dict[str, str]) -> "Generator":
+    """The generator that MODEL and the options above name.
+
+    Raises:
+        click.UsageError: Neither a model nor a factory.
+    """
+    from fastdirs.loading import load_generator
+
+    if model is None:
+        if factory is None:
+            raise click.UsageError("Missing argument 'MODEL': a zoo name, a checkpoint file, or package.module:function.")
+        return load_generator(factory, family, options)
+    return load_generator(model, family, options, factory)

@@ -1,0 +1,32 @@
+"""`fastdirs verify`: an artefact against its reference images, on this machine."""
+
+from pathlib import Path
+
+import click
+
+from fastdirs.cli._options import JSON
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@JSON
+def verify(artifact: Path, as_json: bool) -> None:
+    """Compare ARTIFACT with the torch images kept in it, on every backend and precision of this machine.
+
+    \b
+    Example:
+      fastdirs verify artifact
+    """
+    from fastdirs.artifact import open_artifact
+    from fastdirs.cli._console import note, show_json
+    from fastdirs.export import verify_artifact
+
+    rows = verify_artifact(open_artifact(artifact), note)
+    if as_json:
+        show_json(rows)
+    else:
+        accepted = [f"{row['backend']} {row['precision']}" for row in rows if row["accepted"]]
+        click.echo(f"{artifact}: verified on {', '.join(accepted)}")
+
+
+COMMAND = verify

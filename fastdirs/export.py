@@ -1,0 +1,303 @@
+"""A generator becomes ONNX graphs: lowered, traced, verified against torch fp32; what is not verified is not kept."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import onnx
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact
+from fastdirs.backends import BACKENDS, Array
+from fastdirs.errors import ArtifactError, ContractError, MissingDependencyError, RecipeError
+from fastdirs.generators import Generator
+from fastdirs.graphs import MappingGraph, SynthesisGraph
+from fastdirs.latents import sample_z
+from fastdirs.loading import load_generator
+from fastdirs.lowering import FORMS, lower
+from fastdirs.machine import describe_machine
+from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
+from fastdirs.parity import Parity, compare, measure, require
+from fastdirs.recipe import Recipe, Tolerance
+from fastdirs.registry import unknown_name
+from fastdirs.throughput import time_sessions
+
+_REFERENCE_VALUES = 2**21
+_ROUNDS = 3
+Report = Callable[[str], None]
+
+
+@runtime_checkable
+class HasGraph(Protocol):
+    """A generator that already is a graph, so that there is nothing to trace."""
+
+    def graph_model(self) -> onnx.ModelProto:
+        """The graph: `latents` `[batch, layers, dim]` -> `images` `[batch, channels, height, width]`."""
+        ...
+
+
+def export_generator(
+    generator: Generator,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    force: bool = False,
+    report: Report = lambda message: None,
+) -> Artifact:
+    """Export a generator, verify it at batch 1, 2 and the maximum, and write an artefact.
+
+    Args:
+        generator: Any unconditional generator.
+        out: Folder to make.
+        recipe: What to make; None takes the defaults.
+        force: Replace a folder that exists.
+        report: Called with a line for each step.
+
+    Raises:
+        OutputError: The folder exists and `force` is off, or cannot be written.
+        MissingDependencyError: No runtime for graphs is installed, so nothing could be verified.
+        ParityError: A graph differs from torch by more than the recipe accepts; nothing is kept.
+        RecipeError: The generator is not the one that the recipe names.
+        UnknownNameError: No such lowering form.
+        ContractError: The generator is conditional.
+    """
+    recipe = recipe or Recipe(generator=generator.provenance.name)
+    if recipe.weights_sha256 not in (None, generator.weights_sha256):
+        raise RecipeError(f"The recipe is for weights {str(recipe.weights_sha256)[:12]}, but {generator.provenance.name} has {generator.weights_sha256[:12]}.")
+    if generator.c_dim:
+        raise ContractError(f"{generator.provenance.name} is conditional; this version exports unconditional generators.")
+    pairs = _graph_backends(recipe)
+    out = Path(out)
+    with atomic_folder(out, MANIFEST, force) as folder:
+        graphs = _trace_forms(generator, recipe, folder, report)
+        latents = _sample_latents(generator, recipe.batch.max)
+        form = _fastest(graphs, pairs, latents[: recipe.batch.opt], report) if len(graphs) > 1 else next(iter(graphs))
+        graphs.pop(form).replace(folder / SYNTHESIS)
+        for path in graphs.values():
+            path.unlink()
+        verified = _verify_synthesis(generator, folder / SYNTHESIS, recipe, pairs, latents, report)
+        files = [SYNTHESIS, REFERENCE]
+        if generator.has_mapping:
+            _write_mapping(generator, recipe, folder, pairs, report)
+            files.append(MAPPING)
+        _write_reference(generator, folder / REFERENCE, latents)
+        accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
+        content = manifest(KIND, {
+            "generator": generator.identity(), "graph": {"lowering": form, "opset": recipe.graph.opset},
+            "batch": asdict(recipe.batch), "accept": accept, "verified": verified,
+            "precisions": sorted({row["precision"] for row in verified if row["accepted"]}, reverse=True),
+            "files": {name: sha256_file(folder / name) for name in files}, "machine": describe_machine(),
+        })  # fmt: skip
+        write_json(folder / MANIFEST, content)
+    return Artifact(out, content)
+
+
+def export_recipe(recipe: Recipe, folder: Path, out: str | Path, force: bool = False, report: Report = lambda m: None) -> Artifact:
+    """Export what a recipe describes.
+
+    Args:
+        recipe: The recipe.
+        folder: Where it lies; files that it names are relative to it.
+        out: Folder to make.
+        force: Replace a folder that exists.
+        report: Called with a line for each step.
+
+    Raises:
+        CheckpointError: The generator is missing or broken.
+    """
+    beside = folder / recipe.generator
+    generator = load_generator(beside if beside.is_file() else recipe.generator)
+    return export_generator(generator, out, recipe, force, report)
+
+
+def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -> list[Json]:
+    """Compare an artefact with the reference images in it, on every backend and precision of this machine.
+
+    Args:
+        artifact: The artefact; no checkpoint is needed.
+        report: Called with a line for each step.
+
+    Returns:
+        One row for each backend and precision: backend, precision, provider, parity, accepted.
+
+    Raises:
+        ParityError: A backend's error in fp32 is beyond the tolerance.
+        ArtifactError: The artefact lacks what it should hold.
+        MissingDependencyError: No runtime for graphs is installed.
+    """
+    accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
+    recipe = Recipe(generator=artifact.generator["name"], accept=accept)
+    latents, images = (tensor.numpy() for tensor in artifact.reference())
+    if not len(latents):
+        raise ArtifactError(f"{artifact.folder} holds no reference images. Export again.")
+    return _verify(
+        artifact.synthesis_path, recipe, _graph_backends(recipe), latents, images, int(artifact.content["batch"]["max"]), report
+    )  # fmt: skip
+
+
+def _graph_backends(recipe: Recipe) -> list[tuple[str, str]]:
+    """Backend and precision of every runtime for graphs that is installed here, within what the recipe accepts."""
+    pairs, missing = [], None
+    for name in BACKENDS.names():
+        try:
+            backend = BACKENDS.load(name)
+        except MissingDependencyError as error:
+            missing = error
+            continue
+        if backend.runs == "graph":
+            pairs += [(name, precision) for precision in backend.precisions() if precision in recipe.accept]
+    if not pairs:
+        raise missing or MissingDependencyError("No runtime for graphs is installed, so an export could not be verified: pip install 'fastdirs[cpu]'")
+    return pairs
+
+
+def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Report) -> dict[str, Path]:
+    """One traced graph for each form to be tried; forms that change nothing are tried once."""
+    wanted = recipe.graph.lowering
+    if wanted != "auto" and wanted not in FORMS:
+        raise unknown_name("lowering form", wanted, ["auto", *FORMS])
+    if isinstance(generator, HasGraph):
+        onnx.save(generator.graph_model(), str(folder / "plain.onnx"))
+        return {"plain": folder / "plain.onnx"}
+    graphs: dict[str, Path] = {}
+    seen: list[str] = []
+    for form in [wanted] if wanted != "auto" else ["folded", "subpixel"]:
+        lowered = lower(generator, FORMS[form])
+        if str(lowered.stages) in seen:
+            continue
+        seen.append(str(lowered.stages))
+        report(f"tracing {form}")
+        graphs[form] = folder / f"{form}.onnx"
+        module = SynthesisGraph(lowered)
+        trace(module, module.example(), graphs[form], ["latents"], "images", recipe.graph.opset, generator.identity())
+    return graphs
+
+
+def trace(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: Sequence[str], output: str, opset: int, identity: Json
+) -> None:
+    """Write a module as one ONNX file with a dynamic batch, names and metadata.
+
+    Args:
+        module: Its `forward` is the graph's signature.
+        example: Inputs to trace with; an input whose first axis is 2 has a dynamic batch. Each `[2, ...]`.
+        path: The file.
+        inputs: Names of the inputs.
+        output: Name of the output.
+        opset: ONNX operator set.
+        identity: What the file records of its generator.
+    """
+    dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
+    # The exporter reports on standard output and warns about packages and internals that a user cannot act on.
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module, example, dynamo=True, input_names=list(inputs), output_names=[output], opset_version=opset,
+                dynamic_shapes=dynamic, external_data=False, verbose=False,
+            )  # fmt: skip
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    model.producer_name = "fastdirs"
+    onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(path, model.SerializeToString())
+
+
+def _sample_latents(generator: Generator, count: int) -> Array:
+    """Latents to verify with: `[count, layers, dim]`, one seed each."""
+    with torch.inference_mode():
+        latents: Array = generator.mapping(sample_z(range(count), generator.z_dim)).numpy()
+    return np.ascontiguousarray(latents)
+
+
+def _torch_images(generator: Generator, latents: Array) -> Array:
+    """Torch fp32 images, eight at a time to keep memory low: `[batch, channels, height, width]`."""
+    with torch.inference_mode():
+        parts = [generator.synthesis(part) for part in torch.from_numpy(latents).split(8)]
+        return torch.cat(parts).numpy()
+
+
+def _fastest(graphs: dict[str, Path], pairs: Sequence[tuple[str, str]], latents: Array, report: Report) -> str:
+    """The form whose best backend and precision is fastest here."""
+    sessions = {
+        f"{form} / {backend} {precision}": BACKENDS.load(backend).open(path, precision, True)
+        for form, path in graphs.items()
+        for backend, precision in pairs
+    }
+    timings = time_sessions(sessions, latents, _ROUNDS)
+    for session in sessions.values():
+        session.close()
+    for name, timing in timings.items():
+        report(f"{name}: {1000 * len(latents) / timing.median_ms:.0f} images/s")
+    best = min(timings, key=lambda name: timings[name].median_ms)
+    report(f"lowering: {best.partition(' / ')[0]}, fastest here")
+    return best.partition(" / ")[0]
+
+
+def _verify_synthesis(
+    generator: Generator, path: Path, recipe: Recipe, pairs: Sequence[tuple[str, str]], latents: Array, report: Report
+) -> list[Json]:
+    return _verify(path, recipe, pairs, latents, _torch_images(generator, latents), recipe.batch.max, report)
+
+
+def _verify(
+    path: Path, recipe: Recipe, pairs: Sequence[tuple[str, str]], latents: Array, images: Array, max_batch: int, report: Report
+) -> list[Json]:
+    """Error at batch 1, 2 and the maximum on each backend; required precisions must pass."""
+    sizes = sorted({1, min(2, max_batch), max_batch})
+    rows: list[Json] = []
+    for backend, precision in pairs:
+        session = BACKENDS.load(backend).open(path, precision, False)
+        parity: Parity = measure(session, latents, images, sizes)
+        session.close()
+        tolerance = recipe.accept[precision]
+        accepted = parity.within(tolerance)
+        verdict = "accepted" if accepted else "beyond the tolerance"
+        report(f"{backend} {precision} at batch {', '.join(map(str, sizes))}: {parity}: {verdict}")
+        if precision in recipe.required:
+            require(parity, tolerance, f"{path.name} on {backend} in {precision}")
+        rows.append({
+            "backend": backend, "precision": session.precision, "provider": session.provider, "detail": session.detail,
+            "batch_sizes": sizes, "parity": parity.to_json(), "accepted": accepted,
+        })  # fmt: skip
+    return rows
+
+
+def _write_mapping(generator: Generator, recipe: Recipe, folder: Path, pairs: Sequence[tuple[str, str]], report: Report) -> None:
+    """Trace the mapping, and verify what it does to the pictures: latents have no grey levels."""
+    module = MappingGraph(generator)
+    path = folder / MAPPING
+    trace(module, module.example(), path, ["z", "psi"], "latents", recipe.graph.opset, generator.identity())
+    psi = np.full(generator.num_layers, 0.7, dtype=np.float32)
+    for backend in dict.fromkeys(name for name, _ in pairs):
+        session = BACKENDS.load(backend).open(path, "f32", False)
+        for size in (1, 2, 8):
+            z = sample_z(range(size), generator.z_dim)
+            with torch.inference_mode():
+                wanted = module(z, torch.from_numpy(psi)).numpy()
+            parity = compare(_torch_images(generator, session.run([z.numpy(), psi])), _torch_images(generator, wanted))
+            require(parity, recipe.accept["f32"], f"{MAPPING} on {backend} at batch {size}")
+        session.close()
+        report(f"{MAPPING} on {backend}: {parity}: accepted")
+
+
+def _write_reference(generator: Generator, path: Path, latents: Array) -> None:
+    """A few latents and torch's images of them, so that an artefact can be verified where there is no checkpoint."""
+    values = generator.img_channels * generator.img_resolution**2
+    few = latents[: max(2, min(8, _REFERENCE_VALUES // values))]
+    images = _torch_images(generator, few)
+    write_bytes(path, save({"latents": torch.from_numpy(few.copy()), "images": torch.from_numpy(images)}))

@@ -1,0 +1,232 @@
+"""Fill a folder with a traversal: latents -> runtime -> pixels -> files, streaming, resumable, in constant memory."""
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fastdirs.artifact import Artifact, open_artifact
+from fastdirs.directions import DirectionBank
+from fastdirs.errors import OutputError, SelectionError
+from fastdirs.generators import Generator
+from fastdirs.images import ENCODERS, to_uint8
+from fastdirs.manifest import Json, manifest, read_json, sha256_tensors, write_bytes, write_json
+from fastdirs.registry import unknown_name
+from fastdirs.runtime import AUTO, Runtime, open_runtime
+from fastdirs.throughput import time_sessions
+from fastdirs.traversal import Plan, Strip
+from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, StripWriter, View
+
+KIND = "traversal"
+Progress = Callable[[str, int, int], None]
+_BATCH_CANDIDATES = (8, 16, 32, 64, 128)
+# A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last batch.
+_GOOD_ENOUGH = 0.97
+_PENDING_STRIPS = 64
+_IN_EFFECT = ("batch_size", "runtime")
+
+
+def traverse(
+    source: Artifact | Generator | str | Path,
+    bank: DirectionBank,
+    out: str | Path,
+    seeds: Sequence[int],
+    directions: Sequence[int] | None = None,
+    epsilons: Sequence[float] = (-6.0, -4.5, -3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0),
+    *,
+    psi: float = 1.0,
+    cutoff: int | None = None,
+    image_format: str = "jpg",
+    writers: Sequence[str] = ("strips", "atlas"),
+    backend: str = AUTO,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda phase, done, total: None,
+    opened: Callable[[Runtime, Plan], None] = lambda runtime, plan: None,
+) -> Gallery:
+    """Render seeds x directions x epsilons into a folder.
+
+    A run that was killed continues when it is called again in the same way, and ends with the same bytes.
+
+    Args:
+        source: An artefact, its folder, or a generator.
+        bank: Directions of the same generator.
+        out: The folder.
+        seeds: One strip per seed and direction.
+        directions: Indices into the bank; None = all.
+        epsilons: Signed lengths of the shifts; sorted here, repeats dropped.
+        psi: Truncation, 1 = off.
+        cutoff: How many of the first layers to truncate; None = all.
+        image_format: "jpg", "png" or "webp".
+        writers: Registered names of what to write.
+        backend: Registered name, or "auto".
+        precision: "f32", "bf16", or None for the fastest that is accepted.
+        batch_size: Images rendered at a time; None takes the usual one, 0 measures which is best here.
+        force: Replace an earlier traversal in this folder.
+        progress: Called with what is going on, images (or files) done, and how many in all.
+        opened: Called once, before the first image, with what was opened and what is planned.
+
+    Returns:
+        The finished gallery.
+
+    Raises:
+        BankError: The bank belongs to another generator.
+        SelectionError: A seed, direction, epsilon, psi or batch size out of range.
+        UnknownNameError: No such writer, image format or backend.
+        OutputError: The folder holds something else, or cannot be written.
+    """
+    out = Path(out)
+    if image_format not in ENCODERS:
+        raise unknown_name("image format", image_format, ENCODERS)
+    plugins = {name: WRITERS.load(name) for name in dict.fromkeys(writers)}
+    # Views are built from the strip pictures.
+    if any(isinstance(plugin, View) for plugin in plugins.values()):
+        plugins = {"strips": WRITERS.load("strips"), **plugins}
+    if batch_size is not None and batch_size < 0:
+        raise SelectionError(f"Batch size {batch_size} is out of range. Expected 1 or more, or 0 to measure which is best.")
+    if not isinstance(source, Artifact | Generator):
+        source = open_artifact(source)
+    identity = source.generator if isinstance(source, Artifact) else source.identity()
+    bank.check_generator(identity)
+    plan = Plan(
+        seeds=tuple(dict.fromkeys(seeds)), directions=tuple(range(len(bank))) if directions is None else tuple(dict.fromkeys(directions)),
+        epsilons=tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons})), batch_size=1,
+    )  # fmt: skip
+    plan.seed_shifts(bank)
+    asked = _as_json({
+        "generator": identity, "bank": _describe_bank(bank), "seeds": plan.seeds, "directions": plan.directions,
+        "epsilons": plan.epsilons, "psi": psi, "cutoff": cutoff, "image_format": image_format, "writers": list(plugins),
+    })  # fmt: skip
+    earlier = _earlier(out, asked, force)
+    if earlier is not None:
+        # What was measured and chosen for the first part holds for the rest, or the bytes would differ.
+        backend, precision = earlier["runtime"]["backend"], earlier["runtime"]["precision"]
+        batch_size = earlier["batch_size"]
+    with open_runtime(source, backend, precision, batch_size or None, streaming=True) as runtime:
+        runtime.latents_of(psi, cutoff)
+        size = _batch_size(runtime, batch_size, plan.num_rendered)
+        plan = Plan(seeds=plan.seeds, directions=plan.directions, epsilons=plan.epsilons, batch_size=size)
+        in_effect = {"batch_size": size, "runtime": runtime.describe()}
+        if earlier is not None and _as_json(in_effect["runtime"]) != earlier["runtime"]:
+            raise OutputError(f"{out} was begun with {earlier['runtime']['provider']}, but here is {runtime.provider}. Pass --force to begin again.")
+        opened(runtime, plan)
+        content = manifest(KIND, {**asked, **in_effect, "complete": False})
+        gallery = Gallery(out, content)
+        if earlier is None:
+            write_json(out / PLAN_FILE, content)
+        strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
+        _render(gallery, plan, runtime, bank, strip_writers, lambda done, total: progress("rendering", done, total))
+    for name, plugin in plugins.items():
+        if isinstance(plugin, View):
+            plugin.build(gallery, lambda done, total, name=name: progress(name, done, total))
+    finished = {**content, "complete": True}
+    write_json(out / PLAN_FILE, finished)
+    return Gallery(out, finished)
+
+
+def _describe_bank(bank: DirectionBank) -> Json:
+    return {
+        "method": bank.method, "settings": bank.settings, "layers": bank.layers, "labels": bank.labels,
+        "scores": bank.scores.tolist(), "ranges": bank.ranges.tolist(),
+        "sha256": sha256_tensors({"directions": bank.directions}),
+    }  # fmt: skip
+
+
+def _as_json(value: Json) -> Json:
+    """A value as it comes back from a JSON file (tuples become lists)."""
+    again: Json = json.loads(json.dumps(value))
+    return again
+
+
+def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
+    """The manifest of an unfinished or finished run of the same traversal; None where there is nothing yet."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / PLAN_FILE).is_file():
+        raise OutputError(f"{out} exists and holds no traversal, so it is left alone (even with --force). Choose another --out.")
+    if force:
+        shutil.rmtree(out)
+        return None
+    content = read_json(out / PLAN_FILE, KIND)
+    for name, value in asked.items():
+        if content.get(name) != value:
+            raise OutputError(f"{out} holds a traversal with other {name}. Choose another --out, or pass --force to replace it.")
+    for leftover in out.rglob(".*.tmp"):
+        leftover.unlink()
+    return content
+
+
+def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int) -> int:
+    largest = runtime.max_batch or max(_BATCH_CANDIDATES)
+    if asked is not None and asked > largest and runtime.max_batch:
+        raise SelectionError(f"A batch of {asked} is out of range. This artefact was verified for 1 to {largest}.")
+    if asked == 0:
+        return min(_best_batch(runtime, largest), num_rendered)
+    return min(asked or runtime.usual_batch, num_rendered)
+
+
+def _best_batch(runtime: Runtime, largest: int) -> int:
+    """The smallest batch whose speed is as good as the best one's."""
+    latents = runtime.latents_of()(range(largest)).numpy()
+    speeds = {}
+    for size in [size for size in _BATCH_CANDIDATES if size <= largest] or [largest]:
+        batch = np.ascontiguousarray(latents[:size])
+        speeds[size] = size / time_sessions({"": runtime.session}, batch, rounds=3)[""].median_ms
+    return min(size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * max(speeds.values()))
+
+
+def _render(
+    gallery: Gallery, plan: Plan, runtime: Runtime, bank: DirectionBank, writers: Sequence[StripWriter],
+    progress: Callable[[int, int], None],
+) -> None:  # fmt: skip
+    """Render what is missing; encoding and writing happen in threads beside the runtime."""
+    first = _first_missing_batch(gallery, plan, writers)
+    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"])
+    images = (to_uint8(batch) for batch in runtime.stream(plan.batches(latents_of, bank, first)))
+    done = first * plan.batch_size * len(plan.directions) * len(plan.epsilons) // plan.images_per_seed
+    total = plan.num_images
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="writer") as pool:
+        try:
+            for strip in plan.strips(images, first):
+                # Bounded: a slow disk holds the runtime back instead of filling the memory.
+                while len(pending) >= _PENDING_STRIPS or (pending and pending[0].done()):
+                    pending.popleft().result()
+                    done += len(plan.epsilons)
+                    progress(min(done, total), total)
+                pending.append(pool.submit(_write, gallery, strip, writers))
+            while pending:
+                pending.popleft().result()
+                done += len(plan.epsilons)
+                progress(min(done, total), total)
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _paths(gallery: Gallery, seed: int, direction: int, writers: Sequence[StripWriter]) -> Iterator[tuple[StripWriter, Path]]:
+    for writer in writers:
+        suffix = writer.suffix(gallery.image_format)
+        yield writer, gallery.strip_path(seed, direction, writer.folder, suffix)
+
+
+def _write(gallery: Gallery, strip: Strip, writers: Sequence[StripWriter]) -> None:
+    for writer, path in _paths(gallery, strip.seed, strip.direction, writers):
+        # Present after a resume: written from the same batch, so the same bytes.
+        if not path.exists():
+            write_bytes(path, writer.encode(strip.images, gallery.image_format))
+
+
+def _first_missing_batch(gallery: Gallery, plan: Plan, writers: Sequence[StripWriter]) -> int:
+    """The batch in which the first seed with a missing file begins; past the last batch if none is missing."""
+    for position, seed in enumerate(plan.seeds):
+        for direction in plan.directions:
+            if not all(path.exists() for _, path in _paths(gallery, seed, direction, writers)):
+                return plan.batch_of_seed(position)
+    return plan.num_batches

@@ -1,0 +1,148 @@
+"""What an export is asked to make: frozen dataclasses read from TOML, where an unknown key is an error."""
+
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fastdirs.errors import RecipeError
+from fastdirs.registry import unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """How the graph is written.
+
+    Attributes:
+        lowering: A form ("plain", "folded", "subpixel"), or "auto" for the one that is fastest here.
+        opset: ONNX operator set; 18 is what every runtime knows.
+    """
+
+    lowering: str = "auto"
+    opset: int = 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Batch sizes: verified at 1, 2 and `max`; `opt` is what speed is measured at.
+
+    Attributes:
+        opt: Usual batch size.
+        max: Largest batch size that is verified, and so accepted later.
+    """
+
+    opt: int = 64
+    max: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """The error against torch fp32 that is accepted, in grey levels (of 255).
+
+    Attributes:
+        mean: Largest mean absolute error.
+        max: Largest absolute error of any value.
+        psnr: Smallest peak signal-to-noise ratio, in dB.
+    """
+
+    mean: float
+    max: float
+    psnr: float
+
+
+# fp32 runtimes differ by rounding alone. bf16 keeps 8 bits, so single pixels on sharp edges move by several levels.
+DEFAULT_ACCEPT = {
+    "f32": Tolerance(mean=0.01, max=0.5, psnr=70.0),
+    "bf16": Tolerance(mean=0.5, max=24.0, psnr=42.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One deployment.
+
+    Attributes:
+        generator: Zoo name, family without weights, or a file (relative to the recipe).
+        weights_sha256: Identity that the generator must have; None accepts any.
+        graph: How the graph is written.
+        batch: Batch sizes.
+        accept: Tolerance for each precision that may be used.
+        required: Precisions that must pass, or the export fails; others in `accept` are used only if they pass.
+    """
+
+    generator: str
+    weights_sha256: str | None = None
+    graph: Graph = field(default_factory=Graph)
+    batch: Batch = field(default_factory=Batch)
+    accept: Mapping[str, Tolerance] = field(default_factory=lambda: dict(DEFAULT_ACCEPT))
+    required: tuple[str, ...] = ("f32",)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch.opt <= self.batch.max:
+            raise RecipeError(f"batch.opt is {self.batch.opt}. Expected 1 to batch.max, which is {self.batch.max}.")
+        for precision in self.required:
+            if precision not in self.accept:
+                raise RecipeError(f"required names {precision!r}, but there is no [accept.{precision}] to require.")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: Missing, not TOML, an unknown key (the nearest is named), a missing one, or a value of the wrong type.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read as a recipe: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}.") from error
+    accept = content.pop("accept", None)
+    required = content.pop("required", None)
+    values = _checked(Recipe, content, str(path), {"accept", "required"})
+    for name, kind in (("graph", Graph), ("batch", Batch)):
+        if name in values:
+            values[name] = kind(**_checked(kind, values[name], f"{path} [{name}]"))
+    if accept is not None:
+        if not isinstance(accept, dict):
+            raise RecipeError(f"{path}: accept is {accept!r}. Expected tables such as [accept.f32].")
+        values["accept"] = {
+            precision: Tolerance(**_checked(Tolerance, table, f"{path} [accept.{precision}]"))
+            for precision, table in accept.items()
+        }
+    if required is not None:
+        if not isinstance(required, list) or not all(isinstance(item, str) for item in required):
+            raise RecipeError(f"{path}: required is {required!r}. Expected a list such as ['f32'].")
+        values["required"] = tuple(required)
+    try:
+        return Recipe(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+_TYPES: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    float: (int, float),
+    str | None: (str,),
+    Graph: (dict,),
+    Batch: (dict,),
+}
+
+
+def _checked(kind: type[Any], table: Any, where: str, elsewhere: Collection[str] = ()) -> dict[str, Any]:
+    """A table's values, if its keys and their types are those of a dataclass."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{where} is {table!r}. Expected a table of keys and values.")
+    known = {f.name: f for f in fields(kind) if f.name not in elsewhere}
+    for key, value in table.items():
+        if key not in known:
+            raise RecipeError(f"{where}: {unknown_name('key', key, known)}")
+        wanted = _TYPES[known[key].type]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise RecipeError(f"{where}: {key} is {value!r}. Expected {wanted[-1].__name__}.")
+    for name, each in known.items():
+        if name not in table and each.default is MISSING and each.default_factory is MISSING:
+            raise RecipeError(f"{where}: {name} is missing.")
+    return dict(table)

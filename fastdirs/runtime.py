@@ -1,0 +1,330 @@
+"""Opening a compiled artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdirs.artifact import Artifact, open_artifact
+from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.errors import BackendError, ContractError, MissingDependencyError, ParityError, SelectionError, check_shape
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph
+from fastdirs.latents import psi_per_layer, sample_z
+from fastdirs.machine import describe_machine
+from fastdirs.manifest import Json, cache_dir, environment, sha256_json, write_json
+from fastdirs.parity import Parity, measure
+from fastdirs.recipe import Tolerance
+from fastdirs.throughput import stream, time_sessions
+from fastdirs.traversal import LatentsOf
+
+AUTO = "auto"
+_ROUNDS = 3
+_CHOICES = "choices.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One backend and precision, measured on this machine.
+
+    Attributes:
+        backend: Registered name.
+        precision: Arithmetic in effect.
+        provider: What executes it, as the runtime says.
+        detail: More that the runtime says.
+        images_per_second: In a stream of batches.
+        parity: Error against torch fp32.
+        accepted: Whether the error is within the artefact's tolerance.
+    """
+
+    backend: str
+    precision: str
+    provider: str
+    detail: str
+    images_per_second: float
+    parity: Parity
+    accepted: bool
+
+    def __str__(self) -> str:
+        verdict = "" if self.accepted else " (error beyond tolerance)"
+        return f"{self.backend} {self.precision} {self.images_per_second:.0f} images/s{verdict}"
+
+
+class Runtime:
+    """An opened backend: latents in, images out, as numpy arrays.
+
+    Attributes:
+        generator: Identity of the generator.
+        backend: Registered name of the backend.
+        precision: Arithmetic in effect, read back from the runtime.
+        provider: What executes it, read back from the runtime.
+        detail: More that the runtime says.
+        reason: Why this backend and precision.
+        parity: Error against torch fp32, measured on this machine; None for torch itself.
+        max_batch: Largest batch that was verified; None = any.
+        usual_batch: Batch size that speed was measured at.
+    """
+
+    def __init__(
+        self, *, generator: Json, backend: str, synthesis: Session, latents_of_z: "_LatentsOfZ", reason: str,
+        parity: Parity | None, max_batch: int | None, usual_batch: int,
+    ) -> None:  # fmt: skip
+        self.generator = generator
+        self.backend = backend
+        self.precision = synthesis.precision
+        self.provider = synthesis.provider
+        self.detail = synthesis.detail
+        self.reason = reason
+        self.parity = parity
+        self.max_batch = max_batch
+        self.usual_batch = usual_batch
+        self.session = synthesis
+        self._latents_of_z = latents_of_z
+
+    def synthesize(self, latents: Array, c: Array | None = None) -> Array:
+        """Images of latents.
+
+        Args:
+            latents: `[batch, layers, dim]`, float32.
+            c: Class; the families that fastdirs compiles today are unconditional, so None.
+
+        Returns:
+            `[batch, channels, height, width]`, float32 in [-1, 1].
+
+        Raises:
+            ShapeError: The latents have another shape.
+            SelectionError: An empty batch, or one larger than was verified.
+            ContractError: A class for an unconditional generator.
+        """
+        if c is not None:
+            raise ContractError(f"{self.generator['name']} takes no class. Leave c out.")
+        self._check(latents)
+        return self.session.run([np.ascontiguousarray(latents, dtype=np.float32)])
+
+    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+        """Images of batch after batch, in order, while the caller works on earlier ones.
+
+        Args:
+            batches: Latents. Each `[batch, layers, dim]`, float32.
+
+        Yields:
+            `[batch, channels, height, width]`, float32 in [-1, 1].
+        """
+        return stream(self.session, batches)
+
+    def latents_of(self, psi: float = 1.0, cutoff: int | None = None) -> LatentsOf:
+        """The way from seeds to unshifted latents, with a truncation.
+
+        Args:
+            psi: Truncation, 1 = off.
+            cutoff: How many of the first layers to truncate; None = all.
+
+        Raises:
+            SelectionError: psi or cutoff out of range.
+        """
+        psi_of_layers = psi_per_layer(psi, cutoff, int(self.generator["num_layers"]))
+
+        def latents_of(seeds: Sequence[int]) -> Tensor:
+            return self._latents_of_z(sample_z(seeds, int(self.generator["z_dim"])), psi_of_layers)
+
+        return latents_of
+
+    def describe(self) -> Json:
+        """What is in effect, for manifests."""
+        return {"backend": self.backend, "precision": self.precision, "provider": self.provider}
+
+    def close(self) -> None:
+        """Free the runtime. May be called twice."""
+        self.session.close()
+
+    def __enter__(self) -> "Runtime":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self, latents: Array) -> None:
+        layers, dim = int(self.generator["num_layers"]), int(self.generator["dim"])
+        check_shape(latents, "batch layers dim", "latents", layers=layers, dim=dim)
+        if not 1 <= len(latents) <= (self.max_batch or len(latents)):
+            raise SelectionError(f"A batch of {len(latents)} is out of range. This artefact was verified for 1 to {self.max_batch}.")
+
+
+class _LatentsOfZ:
+    """z `[batch, z_dim]` and the truncation of each layer `[layers]` -> latents `[batch, layers, dim]`."""
+
+    def __init__(self, source: Generator | Session | Json) -> None:
+        self._source = source
+
+    def __call__(self, z: Tensor, psi: Tensor) -> Tensor:
+        if isinstance(self._source, Session):
+            return torch.from_numpy(self._source.run([z.numpy(), psi.numpy()]))
+        if isinstance(self._source, Generator):
+            from_mean = self._source.map_z(z, None) - self._source.latent_mean
+            return self._source.latent_mean + psi[:, None] * from_mean
+        # Without a mapping the latents are z itself, in another shape, and their mean is zero.
+        return psi[:, None] * z.reshape(len(z), int(self._source["num_layers"]), int(self._source["dim"]))
+
+
+def open_runtime(
+    source: Artifact | Generator | str | Path,
+    backend: str = AUTO,
+    precision: str | None = None,
+    batch_size: int | None = None,
+    streaming: bool = False,
+) -> Runtime:
+    """Open an artefact, or a generator in torch.
+
+    Args:
+        source: An artefact, its folder, or a generator.
+        backend: Registered name, or "auto" for the fastest whose error is accepted, by a short measurement that is
+            kept for this machine, these library versions and this artefact.
+        precision: "f32" or "bf16"; None leaves it to the measurement.
+        batch_size: The batch to measure at; None takes the recipe's usual one.
+        streaming: Many batches will be streamed, so throughput matters more than the latency of one.
+
+    Raises:
+        ArtifactError: The artefact is broken or changed.
+        UnknownNameError: No such backend.
+        MissingDependencyError: The backend's package is not installed; the pip command is named.
+        BackendError: The backend does not run this source or precision on this machine.
+        ParityError: The error on this machine is beyond the artefact's tolerance.
+    """
+    if isinstance(source, Generator):
+        return _open_generator(source, backend, precision)
+    artifact = source if isinstance(source, Artifact) else open_artifact(source)
+    usual = min(batch_size or int(artifact.content["batch"]["opt"]), int(artifact.content["batch"]["max"]))
+    rows, kept = measure_backends(artifact, backend, precision, usual)
+    accepted = [row for row in rows if row.accepted]
+    if not accepted:
+        raise ParityError(f"On this machine {'; '.join(f'{row}: {row.parity}' for row in rows)}. Export again, or choose another backend.")
+    best = max(accepted, key=lambda row: row.images_per_second)
+    if len(rows) == 1:
+        reason = "the only candidate"
+    else:
+        reason = f"fastest of {', '.join(map(str, rows))} at batch {usual}" + (" (measured earlier)" if kept else "")
+    plugin = BACKENDS.load(best.backend)
+    mapping = artifact.mapping_path
+    return Runtime(
+        generator=artifact.generator, backend=best.backend, reason=reason, parity=best.parity,
+        synthesis=plugin.open(artifact.synthesis_path, best.precision, streaming),
+        latents_of_z=_LatentsOfZ(plugin.open(mapping, "f32", False) if mapping else artifact.generator),
+        max_batch=int(artifact.content["batch"]["max"]), usual_batch=usual,
+    )  # fmt: skip
+
+
+def _open_generator(generator: Generator, backend: str, precision: str | None) -> Runtime:
+    name = "eager" if backend == AUTO else backend
+    plugin = BACKENDS.load(name)
+    if plugin.runs != "module":
+        raise BackendError(f"{name} runs exported graphs, not a model. First: fastdirs export MODEL --out DIR, then name DIR.")
+    wanted = precision or "f32"
+    _check_precision(name, wanted)
+    reason = "torch runs the model as it is; export it for a compiled graph" if backend == AUTO else "as asked"
+    return Runtime(
+        generator=generator.identity(), backend=name, reason=reason, parity=None, max_batch=None, usual_batch=16,
+        synthesis=plugin.open(SynthesisGraph(generator), wanted, True), latents_of_z=_LatentsOfZ(generator),
+    )  # fmt: skip
+
+
+def measure_backends(
+    artifact: Artifact, backend: str, precision: str | None, batch_size: int
+) -> tuple[list[Measured], bool]:
+    """Speed and error of every backend and precision that may open an artefact here.
+
+    Args:
+        artifact: The artefact.
+        backend: One backend, or "auto" for all that are installed.
+        precision: One precision, or None for all that the artefact accepts and the machine has.
+        batch_size: The batch to measure at.
+
+    Returns:
+        The measurements, and whether they were kept from an earlier call.
+
+    Raises:
+        UnknownNameError: No such backend.
+        MissingDependencyError: The backend, or with "auto" every backend, is not installed.
+        BackendError: The backend or precision does not apply.
+    """
+    pairs = _candidates(artifact, backend, precision)
+    key = sha256_json(
+        [artifact.sha256, artifact.content["accept"], pairs, batch_size, describe_machine(), environment()]
+    )
+    store = cache_dir() / _CHOICES
+    known = _read_choices(store)
+    if key in known:
+        return [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in known[key]], True
+    rows = _measure(artifact, pairs, batch_size)
+    write_json(store, {**known, key: [asdict(row) for row in rows]})
+    return rows, False
+
+
+def _read_choices(store: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(store.read_bytes())
+    except (OSError, ValueError):
+        # Missing or damaged: measured again and written anew.
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list[tuple[str, str]]:
+    accept = artifact.content["accept"]
+    if precision is not None and precision not in accept:
+        raise BackendError(f"This artefact accepts {', '.join(accept)}, not {precision!r}. Export with a recipe that has [accept.{precision}].")
+    if backend != AUTO:
+        if BACKENDS.load(backend).runs != "graph":
+            raise BackendError(f"{backend} runs models, not exported graphs. Name the model instead, or another backend.")
+        if precision is not None:
+            _check_precision(backend, precision)
+        usable = [p for p in BACKENDS.load(backend).precisions() if p in accept]
+        return [(backend, p) for p in usable if precision in (None, p)]
+    pairs, missing = [], None
+    for name in BACKENDS.names():
+        try:
+            plugin = BACKENDS.load(name)
+        except MissingDependencyError as error:
+            missing = error
+            continue
+        if plugin.runs == "graph":
+            pairs += [(name, p) for p in plugin.precisions() if p in accept and precision in (None, p)]
+    if not pairs:
+        raise missing or BackendError(f"No backend computes in {precision} on this machine. Leave --precision out.")
+    return pairs
+
+
+def _check_precision(backend: str, precision: str) -> None:
+    offered = BACKENDS.load(backend).precisions()
+    if precision not in offered:
+        raise BackendError(
+            f"{backend} does not compute in {precision!r} on this machine (its processor would only emulate it, or the "
+            f"runtime lacks it). It offers: {', '.join(offered)}."
+        )
+
+
+def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Measured]:
+    latents, images = (tensor.numpy() for tensor in artifact.reference())
+    accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
+    sessions = {pair: BACKENDS.load(pair[0]).open(artifact.synthesis_path, pair[1], True) for pair in pairs}
+    parities = {pair: measure(session, latents, images, (1, batch_size)) for pair, session in sessions.items()}
+    batch = np.ascontiguousarray(latents[np.arange(batch_size) % len(latents)])
+    # One candidate needs no race, but its speed is still reported.
+    rounds = _ROUNDS if len(pairs) > 1 else 1
+    timings = time_sessions({" ".join(pair): session for pair, session in sessions.items()}, batch, rounds)
+    rows = [
+        Measured(
+            backend=pair[0], precision=session.precision, provider=session.provider, detail=session.detail,
+            images_per_second=1000 * batch_size / timings[" ".join(pair)].median_ms, parity=parities[pair],
+            accepted=parities[pair].within(accept[pair[1]]),
+        )
+        for pair, session in sessions.items()
+    ]  # fmt: skip
+    for session in sessions.values():
+        session.close()
+    return rows

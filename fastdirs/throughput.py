@@ -1,0 +1,64 @@
+"""Batches through a session in order, as many at a time as pay off, and the images per second that come out."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from fastdirs.backends import Array, Session
+from fastdirs.machine import Timing, alternate
+
+_BATCHES_PER_TIMING = 4
+
+
+def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
+    """Run batch after batch while the caller works on the results.
+
+    At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session back.
+
+    Args:
+        session: An opened synthesis.
+        batches: Latents. Each `[batch, layers, dim]`, float32.
+
+    Yields:
+        Images, in the order of the batches. `[batch, channels, height, width]`, float32.
+    """
+    pending: deque[Future[Array]] = deque()
+    with ThreadPoolExecutor(session.num_parallel, thread_name_prefix="synthesis") as pool:
+        try:
+            for batch in batches:
+                pending.append(pool.submit(session.run, [batch]))
+                if len(pending) > session.num_parallel:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def time_sessions(
+    sessions: Mapping[str, Session], latents: Array, rounds: int, progress: Callable[[int, int], None] = lambda d, t: None
+) -> dict[str, Timing]:
+    """Time a stream of equal batches through each session, in turns.
+
+    Args:
+        sessions: Opened syntheses by name.
+        latents: One batch. `[batch, layers, dim]`, float32.
+        rounds: Timings of each.
+        progress: Called with timings done and timings in all.
+
+    Returns:
+        Time for one batch within a stream; images per second are `1000 * batch / median_ms`.
+    """
+    count = {name: _BATCHES_PER_TIMING * session.num_parallel for name, session in sessions.items()}
+
+    def drain(name: str) -> None:
+        for _ in stream(sessions[name], [latents] * count[name]):
+            pass
+
+    timings = alternate({name: partial(drain, name) for name in sessions}, rounds, progress)
+    return {
+        name: Timing(t.median_ms / count[name], t.low_ms / count[name], t.high_ms / count[name], t.repeats)
+        for name, t in timings.items()
+    }
