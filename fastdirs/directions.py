@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
-from fastdirs.errors import BankError, CheckpointError, SelectionError, check_shape
+from fastdirs.errors import BankError, CheckpointError, SelectionError, ShapeError, check_shape
 from fastdirs.latents import MAX_EPSILON
 from fastdirs.manifest import Json, manifest, write_bytes
 
@@ -160,8 +160,15 @@ def load_bank(path: str | Path) -> DirectionBank:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BankError(f"{path} has NaN or infinite values in {name!r}. Run discover again.")
-    meta = header["bank"]
-    return DirectionBank(
-        **tensors, labels=tuple(meta["labels"]), layers=tuple(meta["layers"]), generator=header["generator"],
-        method=meta["method"], settings=meta["settings"],
-    )  # fmt: skip
+    try:
+        meta = header["bank"]
+        return DirectionBank(
+            **tensors,
+            labels=tuple(meta["labels"]),
+            layers=tuple(meta["layers"]),
+            generator=header["generator"],
+            method=meta["method"],
+            settings=meta["settings"],
+        )
+    except (KeyError, TypeError, ShapeError) as error:
+        raise BankError(f"{path} does not hold what its header says ({error}). Run discover again.") from error

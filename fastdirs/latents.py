@@ -11,6 +11,8 @@ from fastdirs.errors import SelectionError, check_shape
 
 MAX_SEED = 2**32 - 1
 MAX_EPSILON = 1000.0
+MAX_INDICES = 1_000_000
+"""The longest list of seeds or directions that is read from text."""
 
 
 def sample_z(seeds: Sequence[int], z_dim: int) -> Tensor:
@@ -102,7 +104,7 @@ def parse_indices(text: str, count: int, noun: str) -> tuple[int, ...]:
         noun: "layer", "direction" or "seed", for the message.
 
     Raises:
-        SelectionError: Not such a list, empty, or an index out of range.
+        SelectionError: Not such a list, empty, too long, or an index out of range.
     """
     if text.strip() == "all":
         return tuple(range(count))
@@ -119,6 +121,8 @@ def parse_indices(text: str, count: int, noun: str) -> tuple[int, ...]:
             raise SelectionError(
                 f"There is no {noun} {high}. {noun.capitalize()}s run from 0 to {count - 1}."
             )
+        if len(chosen) + high - low >= MAX_INDICES:
+            raise SelectionError(f"{text!r} asks for more than {MAX_INDICES} {noun}s. Ask for fewer at a time.")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 
@@ -147,7 +151,7 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
             first, last, count = text.split(":")
             if not 2 <= int(count) <= 10_000:
                 raise SelectionError(f"{text!r} asks for {count} epsilons. The count runs from 2 to 10000.")
-            values = [float(value) for value in np.linspace(float(first), float(last), int(count))]
+            values = [float(first), float(last)]
         else:
             values = [float(value) for value in text.split(",")]
     except ValueError as error:
@@ -155,5 +159,7 @@ def parse_epsilons(text: str) -> tuple[float, ...]:
     for value in values:
         if not abs(value) <= MAX_EPSILON:
             raise SelectionError(f"Epsilon {value:g} is out of range. Expected values from -1000 to 1000.")
+    if ":" in text:
+        values = [float(value) for value in np.linspace(values[0], values[1], int(count))]
     # linspace may leave 1e-17 where 0 is meant; the plan renders epsilon = 0 once per seed: it must be exact.
     return tuple(sorted({round(value, 9) + 0.0 for value in values}))

@@ -59,14 +59,15 @@ def atomic_folder(path: Path, marker: str, force: bool = False) -> Iterator[Path
     Raises:
         OutputError: The folder exists and `force` is off, it holds something else, or it cannot be written.
     """
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
-    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise OutputError(
-            f"{path} was not made by this command (it has no {marker}), so it is left alone. "
-            "Choose another --out."
-        )
     try:
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
+        empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not (path / marker).is_file() and not empty:
+            raise OutputError(
+                f"{path} was not made by this command (it has no {marker}), so it is left alone. "
+                "Choose another --out."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:

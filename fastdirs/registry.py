@@ -27,7 +27,7 @@ def install_hint(module: str) -> str:
     root = module.partition(".")[0]
     for requirement in importlib.metadata.requires("fastdirs") or []:
         match = re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", requirement)
-        if match and match[1] == root and match[2] != "dev":
+        if match and match[1].replace("-", "_") == root and match[2] != "dev":
             return f"pip install 'fastdirs[{match[2]}]'"
     return f"pip install {root}"
 

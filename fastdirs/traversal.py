@@ -113,15 +113,14 @@ class Plan:
         Yields:
             `[batch_size, layers, dim]`, float32.
         """
-        shifts = self.seed_shifts(bank)
+        shifts = self.seed_shifts(bank).numpy()
         size = self.images_per_seed
         for batch in range(first, self.num_batches):
             rows = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
             rows = np.minimum(rows, self.num_rendered - 1)
-            positions, images = rows // size, torch.from_numpy(rows % size)
-            needed, row_of = np.unique(positions, return_inverse=True)
-            latents = latents_of([self.seeds[p] for p in needed])
-            yield (latents[torch.from_numpy(row_of)] + shifts[images]).numpy()
+            needed, row_of = np.unique(rows // size, return_inverse=True)
+            latents = latents_of([self.seeds[position] for position in needed]).numpy()
+            yield latents[row_of] + shifts[rows % size]
 
     def strips(self, images: Iterable[Pixels], first: int = 0) -> Iterator[Strip]:
         """Rendered batches put together as strips, each as soon as its last image is there.

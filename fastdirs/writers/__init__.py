@@ -1,7 +1,8 @@
 """What a traversal leaves on disk: one file per kind of output.
 
-Two kinds of writers. A strip writer turns each strip into one file while images stream in. A view is built afterwards
-from the strip files, so that its memory does not grow with the traversal and a resumed run ends with the same bytes.
+Two kinds of writers. A strip writer turns each strip into one file while images stream in. A view is built
+afterwards from the strip files, so that its memory does not grow with the traversal and a resumed run ends
+with the same bytes.
 """
 
 from abc import ABC
@@ -55,16 +56,25 @@ class Gallery:
         """The name of a direction."""
         return str(self.content["bank"]["labels"][direction])
 
-    def strip_path(self, seed: int, direction: int, folder: str = "strips", suffix: str | None = None) -> Path:
+    def strip_path(
+        self, seed: int, direction: int, folder: str = "strips", suffix: str | None = None
+    ) -> Path:
         """The file of one strip."""
-        return self.folder / folder / f"direction-{direction:04d}" / f"seed-{seed:06d}.{suffix or self.image_format}"
+        return (
+            self.folder
+            / folder
+            / f"direction-{direction:04d}"
+            / f"seed-{seed:06d}.{suffix or self.image_format}"
+        )
 
     def read_strip(self, seed: int, direction: int) -> Pixels:
         """The images of a strip that was written: `[steps, height, width, channels]`, uint8."""
         row = decode(self.strip_path(seed, direction).read_bytes())
         height, width, channels = row.shape
         steps = len(self.epsilons)
-        return np.ascontiguousarray(row.reshape(height, steps, width // steps, channels).transpose(1, 0, 2, 3))
+        return np.ascontiguousarray(
+            row.reshape(height, steps, width // steps, channels).transpose(1, 0, 2, 3)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +95,8 @@ class StripWriter(Writer):
     Attributes:
         folder: Folder below the gallery.
         suffix: Image format of the gallery -> file suffix.
-        encode: (images `[steps, height, width, channels]` uint8, image format) -> bytes; equal images give equal bytes.
+        encode: (images `[steps, height, width, channels]` uint8, image format) -> bytes; equal images give
+            equal bytes.
     """
 
     folder: str
@@ -98,7 +109,8 @@ class View(Writer):
     """Files built from the strips once they are all there.
 
     Attributes:
-        build: (gallery, progress) -> the files written, each atomically; `progress(done, total)` is called along the way.
+        build: (gallery, progress) -> the files written, each atomically; `progress(done, total)` is called
+            along the way.
     """
 
     build: Callable[[Gallery, Callable[[int, int], None]], list[Path]]

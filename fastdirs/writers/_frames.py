@@ -9,13 +9,13 @@ from fastdirs.writers import Gallery
 
 MAX_SEEDS = 16
 MIN_SIDE, MAX_SIDE = 256, 1024
-"""Pixels. Smaller pictures are hard to see; 16 tiles of a large generator would be a frame that few decoders play."""
+"""Pixels. Smaller pictures are hard to see; few decoders play a frame of 16 tiles of a large generator."""
 MIN_FRAME_MS, MIN_LOOP_MS = 80, 1600
 """Twelve frames a second, but a loop of few frames does not flicker."""
 
 
 def tiles(gallery: Gallery, direction: int) -> Pixels:
-    """One picture per epsilon: the first 16 seeds as tiles of a near-square grid, row by row, unused tiles black.
+    """One picture per epsilon: the first 16 seeds as tiles of a near-square grid, row by row, spares black.
 
     Args:
         gallery: A gallery whose strips are all there.
@@ -45,12 +45,12 @@ def ping_pong(steps: int) -> list[int]:
 
 
 def frame_ms(frames: int) -> int:
-    """How long each frame of a loop is shown, in milliseconds; a multiple of 10, because GIF counts in hundredths."""
+    """How long each frame of a loop is shown; a multiple of 10 ms, because GIF counts in hundredths."""
     return max(MIN_FRAME_MS, math.ceil(MIN_LOOP_MS / frames / 10) * 10)
 
 
 def _shrink(images: Pixels, factor: int) -> Pixels:
-    """Means of `factor` x `factor` blocks: `[steps, height, width, channels]`, uint8 -> the same with smaller sides."""
+    """Means of `factor` x `factor` blocks: `[steps, height, width, channels]`, uint8, sides divided."""
     if factor == 1:
         return images
     steps, height, width, channels = images.shape

@@ -15,5 +15,8 @@ def _encode(images: Pixels, image_format: str) -> bytes:
 
 
 WRITER = StripWriter(
-    summary="one .npy per seed and direction, raw pixels", folder="arrays", suffix=lambda image_format: "npy", encode=_encode
+    summary="one .npy per seed and direction, raw pixels",
+    folder="arrays",
+    suffix=lambda image_format: "npy",
+    encode=_encode,
 )

@@ -12,6 +12,7 @@ from fastdirs.manifest import write_bytes
 from fastdirs.writers import Gallery, View
 from fastdirs.writers._frames import frame_ms, ping_pong, tiles
 
+
 def encode_gif(pictures: Pixels) -> bytes:
     """An endless loop, ascending then descending; equal pixels give equal bytes.
 

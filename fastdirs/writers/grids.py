@@ -9,11 +9,11 @@ from fastdirs.writers import Gallery, View
 
 MAX_SEEDS = 64
 MAX_HEIGHT = {"jpg": 32767, "png": 32767, "webp": 16383}
-"""Pixels. WebP holds no taller picture; many viewers refuse the others beyond this, and memory stays bounded."""
+"""Pixels. WebP holds no taller picture; many viewers refuse the others beyond this, and memory is bounded."""
 
 
 def build(gallery: Gallery, progress: Callable[[int, int], None]) -> list[Path]:
-    """Write the grid of every direction, first seed on top; at most 64 seeds, fewer where the format holds no more.
+    """Write the grid of every direction, first seed on top: 64 seeds, fewer where the format holds no more.
 
     Args:
         gallery: A gallery whose strips are all there.

@@ -1,4 +1,4 @@
-"""H.264 videos that browsers play: for each direction a loop through its epsilons, up to 16 seeds side by side."""
+"""H.264 videos that browsers play: for each direction a loop through its epsilons, up to 16 seeds."""
 
 from collections.abc import Callable
 from fractions import Fraction

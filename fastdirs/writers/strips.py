@@ -9,5 +9,8 @@ def _encode(images: Pixels, image_format: str) -> bytes:
 
 
 WRITER = StripWriter(
-    summary="one picture per seed and direction", folder="strips", suffix=lambda image_format: image_format, encode=_encode
+    summary="one picture per seed and direction",
+    folder="strips",
+    suffix=lambda image_format: image_format,
+    encode=_encode,
 )

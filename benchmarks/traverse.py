@@ -1,0 +1,257 @@
+"""Images per second of a traversal: raw, end to end with files, and over 100,000 images.
+
+    python benchmarks/traverse.py [raw|files|memory|all] [--generator NAME] [--batch 64] [--rounds 9]
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Row, matrix_rates, print_rows, race, write_result
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastdirs
+from fastdirs.artifact import Artifact
+from fastdirs.backends import BACKENDS, Array
+from fastdirs.errors import FastdirsError
+from fastdirs.export import export_generator
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph
+from fastdirs.images import to_uint8
+from fastdirs.latents import sample_z
+from fastdirs.machine import bf16_unit, resident_mib
+from fastdirs.parity import compare
+from fastdirs.recipe import Batch, Graph, Recipe
+from fastdirs.throughput import stream
+
+Work = Callable[[], Array]
+
+
+def main() -> None:
+    """Run the suites that were asked for, print them and keep them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", nargs="?", choices=["raw", "files", "memory", "all"], default="all")
+    parser.add_argument("--generator", default="celeba-faces-64", help="zoo name or file")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--images", type=int, default=100_000, help="of the memory suite")
+    parser.add_argument("--dry-run", action="store_true", help="print, but keep nothing")
+    arguments = parser.parse_args()
+    if arguments.generator in ("celeba-faces-64", "digiface-64"):
+        fastdirs.pull(arguments.generator)
+    generator = fastdirs.load_generator(arguments.generator)
+    suites = {
+        "raw": partial(raw, generator, arguments.batch, arguments.rounds),
+        "files": partial(files, generator, arguments.batch, arguments.rounds),
+        "memory": partial(memory, generator, arguments.batch, arguments.images),
+    }
+    unit = bf16_unit()
+    print(f"bf16 unit of this processor: {unit or 'none, so bf16 is emulated and only f32 is worth comparing'}")
+    for name, suite in suites.items():
+        if arguments.suite not in (name, "all"):
+            continue
+        print(f"\n{name}: {generator.provenance.name}, batch {arguments.batch}")
+        settings, rows = suite()
+        print_rows(rows)
+        for key, value in settings.items():
+            print(f"  {key}: {value}")
+        if not arguments.dry_run:
+            print(f"  kept in {write_result(f'traverse-{name}', settings, rows)}")
+
+
+def raw(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, object], list[Row]]:
+    """Latents to float images, against everything that a user would do otherwise."""
+    latents = _latents(generator, batch)
+    with torch.inference_mode():
+        reference: Array = generator.synthesis(torch.from_numpy(latents)).numpy()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            generator.synthesis(torch.from_numpy(latents[:1]))
+    gflop = counter.get_total_flops() / 1e9
+    failures: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = {**_torch_work(generator, latents, failures), **_compiled_work(generator, batch, latents, Path(folder), failures)}
+        parity = {name: compare(make(), reference) for name, make in work.items()}
+        speeds = race(work, batch, rounds)
+        rates = matrix_rates()
+    rows = []
+    for (name, precision), (median, low, high) in speeds.items():
+        found = parity[name, precision]
+        rows.append(Row(
+            name=name, precision=precision, images_per_second=median, low=low, high=high, error_mean=found.mean,
+            error_max=found.max, matrix_share=median * gflop / 1000 / rates[precision],
+        ))  # fmt: skip
+    speed = {(row.name, row.precision): row.images_per_second for row in rows}
+    best = max((row for row in rows if row.name.startswith("fastdirs")), key=lambda row: row.images_per_second)
+    against = {
+        "torch eager, one at a time": speed["torch eager, one at a time", "f32"],
+        "torch eager, batched": speed["torch eager, batched", "f32"],
+        "torch.compile": max((v for (name, _), v in speed.items() if name == "torch.compile"), default=float("nan")),
+        "plain export in ONNX Runtime": speed.get(("plain export, ort", "f32"), float("nan")),
+    }
+    settings: dict[str, object] = {
+        "generator": generator.provenance.name, "batch": batch, "rounds": rounds, "gflop_per_image": round(gflop, 4),
+        "matrix_tflops": {name: round(rate, 3) for name, rate in rates.items()}, "best": f"{best.name}, {best.precision}",
+        "ratios": {name: round(best.images_per_second / value, 2) for name, value in against.items()},
+    }  # fmt: skip
+    return settings, rows + failures
+
+
+def _torch_work(generator: Generator, latents: Array, failures: list[Row]) -> dict[tuple[str, str], Work]:
+    import copy
+
+    z = torch.from_numpy(latents)
+    half = copy.deepcopy(generator).bfloat16()
+    last = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(module: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Array:
+        with torch.inference_mode():
+            images: Array = module(inputs).float().numpy()
+            return images
+
+    def one_by_one() -> Array:
+        return np.concatenate([run(generator.run_stages, z[i : i + 1]) for i in range(len(z))])
+
+    work: dict[tuple[str, str], Work] = {
+        ("torch eager, one at a time", "f32"): one_by_one,
+        ("torch eager, batched", "f32"): partial(run, generator.run_stages, z),
+        ("torch eager, batched, channels last", "f32"): partial(run, last.run_stages, z),
+        ("torch eager, batched", "bf16"): partial(run, half.run_stages, z.bfloat16()),
+    }
+    for precision, module, inputs in (("f32", generator, z), ("bf16", half, z.bfloat16())):
+        try:
+            compiled = torch.compile(SynthesisGraph(module))
+            run(compiled, inputs)
+            work["torch.compile", precision] = partial(run, compiled, inputs)
+        except RuntimeError as error:
+            # torch.compile needs a C++ compiler, which a user's machine may lack.
+            failures.append(Row(name="torch.compile", precision=precision, failure=str(error).splitlines()[0]))
+    return work
+
+
+def _compiled_work(
+    generator: Generator, batch: int, latents: Array, folder: Path, failures: list[Row]
+) -> dict[tuple[str, str], Work]:
+    work: dict[tuple[str, str], Work] = {}
+    for form, title in (("plain", "plain export"), ("folded", "fastdirs folded"), ("subpixel", "fastdirs subpixel")):
+        artifact = _export(generator, batch, folder / form, form)
+        for name in BACKENDS.names():
+            try:
+                backend = BACKENDS.load(name)
+                if backend.runs != "graph":
+                    continue
+                for precision in backend.precisions():
+                    session = backend.open(artifact.synthesis_path, precision, False)
+                    work[f"{title}, {name}", precision] = partial(session.run, [latents])
+                    if form == "subpixel":
+                        streaming = backend.open(artifact.synthesis_path, precision, True)
+                        if streaming.num_parallel > 1:
+                            halves = list(np.array_split(latents, streaming.num_parallel))
+                            work[f"{title}, {name}, streamed", precision] = partial(_drain, streaming, halves)
+            except FastdirsError as error:
+                failures.append(Row(name=f"{title}, {name}", precision="", failure=str(error)))
+    return work
+
+
+def _drain(session: object, batches: list[Array]) -> Array:
+    return np.concatenate(list(stream(session, batches)))  # type: ignore[arg-type]
+
+
+def files(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, object], list[Row]]:
+    """`fastdirs traverse` with JPEG strips, against the same runtime without pixels, files or plan."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        artifact = _export(generator, batch, folder / "artifact", "auto")
+        bank = fastdirs.discover(generator, "sefa", num_directions=16)
+        seeds = range(2 * batch)
+        with fastdirs.open_runtime(artifact, batch_size=batch, streaming=True) as runtime:
+            rendered = len(seeds) * (16 * 8 + 1)
+            latents = _latents(generator, batch)
+            number = -(-rendered // batch)
+            turn = iter(range(10_000))
+
+            def only_runtime() -> None:
+                for _ in runtime.stream([latents] * number):
+                    pass
+
+            def with_pixels() -> None:
+                for images in runtime.stream([latents] * number):
+                    to_uint8(images)
+
+            def end_to_end() -> None:
+                fastdirs.traverse(artifact, bank, folder / f"out{next(turn)}", seeds, writers=("strips",), batch_size=batch)
+
+            work = {"raw runtime": only_runtime, "runtime and pixels": with_pixels, "traverse with JPEG strips": end_to_end}
+            speeds = race(work, rendered, rounds)
+            parity, precision = runtime.parity, runtime.precision
+            backend = runtime.backend
+    assert parity is not None
+    rows = [
+        Row(name=name, precision=precision, images_per_second=m, low=low, high=high, error_mean=parity.mean, error_max=parity.max)
+        for name, (m, low, high) in speeds.items()
+    ]
+    share = speeds["traverse with JPEG strips"][0] / speeds["raw runtime"][0]
+    settings: dict[str, object] = {
+        "generator": generator.provenance.name, "batch": batch, "rounds": rounds, "images": rendered, "backend": backend,
+        "share_of_raw": round(share, 3),
+    }  # fmt: skip
+    return settings, rows
+
+
+def memory(generator: Generator, batch: int, images: int) -> tuple[dict[str, object], list[Row]]:
+    """One long traversal: images per second and resident memory along the way."""
+    samples: list[tuple[int, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        artifact = _export(generator, batch, folder / "artifact", "auto")
+        bank = fastdirs.discover(generator, "sefa", num_directions=32)
+        seeds = range(-(-images // (32 * 9)))
+        fastdirs.traverse(artifact, bank, folder / "warm-up", seeds[:4], writers=("strips",), batch_size=batch)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if not samples or done - samples[-1][0] >= images // 20:
+                samples.append((done, resident_mib()))
+
+        start = time.perf_counter()
+        gallery = fastdirs.traverse(
+            artifact, bank, folder / "out", seeds, writers=("strips",), batch_size=batch, progress=progress
+        )
+        seconds = time.perf_counter() - start
+        shown = len(gallery.seeds) * 32 * 9
+        with fastdirs.open_runtime(artifact, batch_size=batch) as runtime:
+            parity = runtime.parity
+    assert parity is not None
+    quarter = len(samples) // 4
+    early = float(np.median([mib for _, mib in samples[quarter : 2 * quarter]]))
+    late = float(np.median([mib for _, mib in samples[-quarter:]]))
+    rate = shown / seconds
+    row = Row(
+        name=f"traverse, {shown:,} images", precision=gallery.content["runtime"]["precision"], images_per_second=rate, low=rate,
+        high=rate, error_mean=parity.mean, error_max=parity.max,
+    )  # fmt: skip
+    settings: dict[str, object] = {
+        "generator": generator.provenance.name, "batch": batch, "images": shown, "resident_mib": [round(m) for _, m in samples],
+        "growth_mib": round(late - early, 1),
+    }  # fmt: skip
+    return settings, [row]
+
+
+def _export(generator: Generator, batch: int, folder: Path, form: str) -> Artifact:
+    recipe = Recipe(
+        generator=generator.provenance.name, graph=Graph(lowering=form), batch=Batch(opt=batch, max=max(2, batch))
+    )
+    return export_generator(generator, folder, recipe)
+
+
+def _latents(generator: Generator, batch: int) -> Array:
+    with torch.inference_mode():
+        return np.ascontiguousarray(generator.mapping(sample_z(range(batch), generator.z_dim)).numpy())
+
+
+if __name__ == "__main__":
+    main()

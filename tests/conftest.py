@@ -1,0 +1,65 @@
+"""What many tests start from: the toy, its bank, and DCGANs with random weights."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from fastdirs.directions import DirectionBank
+from fastdirs.discovery import discover
+from fastdirs.generators import Generator
+from fastdirs.loading import load_generator
+
+
+@pytest.fixture(scope="session")
+def toy() -> Generator:
+    return load_generator("toy", options={"resolution": "32"})
+
+
+@pytest.fixture(scope="session")
+def toy_bank(toy: Generator) -> DirectionBank:
+    return discover(toy, "sefa", num_directions=5)
+
+
+def _random_dcgan(
+    widths: Sequence[int] = (8, 12, 10),
+    channels: int = 3,
+    kernels: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    norm_after: Sequence[int] | None = None,
+    bias: bool = False,
+    seed: int = 0,
+) -> nn.Sequential:
+    sizes = [*widths, channels]
+    count = len(sizes) - 1
+    kernels = [4] * count if kernels is None else kernels
+    strides = [1] + [2] * (count - 1) if strides is None else strides
+    norm_after = range(count - 1) if norm_after is None else norm_after
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for index in range(count):
+            # The first layer opens a 1x1 picture; the others keep or double it.
+            kernel, stride = kernels[index], strides[index]
+            padding = 0 if index == 0 else (kernel - stride + 1) // 2
+            output_padding = 0 if index == 0 else stride - kernel + 2 * padding
+            layer = nn.ConvTranspose2d(
+                sizes[index], sizes[index + 1], kernel, stride, padding, output_padding, bias=bias
+            )
+            layers.append(layer)
+            if index in norm_after:
+                norm = nn.BatchNorm2d(sizes[index + 1])
+                nn.init.uniform_(norm.weight, 0.5, 1.5)
+                nn.init.normal_(norm.bias, std=0.3)
+                norm.running_mean = torch.randn(sizes[index + 1]) * 0.2
+                norm.running_var = torch.rand(sizes[index + 1]) * 0.5 + 0.1
+                layers.append(norm)
+            layers.append(nn.Tanh() if index == count - 1 else nn.ReLU())
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def random_dcgan() -> Callable[..., nn.Sequential]:
+    """A DCGAN as its author would write it: `random_dcgan(widths=(z, ...), channels=3, ...)`, z `[batch, z, 1, 1]`."""
+    return _random_dcgan

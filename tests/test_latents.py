@@ -1,0 +1,166 @@
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fastdirs.errors import SelectionError, ShapeError
+from fastdirs.latents import (
+    MAX_SEED,
+    add_shift,
+    parse_epsilons,
+    parse_indices,
+    parse_seeds,
+    psi_per_layer,
+    sample_z,
+    truncate,
+)
+
+
+def test_z_is_the_stream_of_numpy() -> None:
+    for seed in (0, 17, MAX_SEED):
+        expected = np.random.RandomState(seed).randn(100).astype(np.float32)
+        np.testing.assert_array_equal(sample_z([seed], 100)[0].numpy(), expected)
+
+
+def test_z_of_a_seed_does_not_depend_on_its_batch() -> None:
+    together = sample_z(range(20), 16)
+    assert together.shape == (20, 16)
+    assert together.dtype == torch.float32
+    for seed in (0, 7, 19):
+        torch.testing.assert_close(sample_z([seed], 16)[0], together[seed], rtol=0, atol=0)
+    torch.testing.assert_close(sample_z([19, 3], 16), together[[19, 3]], rtol=0, atol=0)
+
+
+def test_z_leaves_the_global_random_state_alone() -> None:
+    before = (np.random.get_state()[1].copy(), torch.get_rng_state())
+    sample_z([5], 8)
+    np.testing.assert_array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_no_seeds_give_no_rows() -> None:
+    assert sample_z([], 8).shape == (0, 8)
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1])
+def test_seed_out_of_range(seed: int) -> None:
+    with pytest.raises(SelectionError, match=f"Seed {seed} is out of range"):
+        sample_z([0, seed], 8)
+
+
+def test_psi_of_one_changes_nothing() -> None:
+    latents = torch.randn(4, 3, 5)
+    torch.testing.assert_close(truncate(latents, torch.randn(3, 5), psi_per_layer(1.0, None, 3)), latents)
+
+
+def test_psi_of_zero_gives_the_mean() -> None:
+    mean = torch.randn(3, 5)
+    truncated = truncate(torch.randn(4, 3, 5), mean, psi_per_layer(0.0, None, 3))
+    torch.testing.assert_close(truncated, mean.expand(4, 3, 5))
+
+
+def test_psi_scales_the_distance_from_the_mean() -> None:
+    latents, mean = torch.randn(4, 3, 5), torch.randn(5)
+    truncated = truncate(latents, mean, psi_per_layer(0.7, None, 3))
+    torch.testing.assert_close(truncated - mean, 0.7 * (latents - mean))
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "expected"),
+    [(None, [0.5, 0.5, 0.5]), (0, [1, 1, 1]), (2, [0.5, 0.5, 1]), (3, [0.5, 0.5, 0.5])],
+)
+def test_cutoff_limits_truncation_to_the_first_layers(cutoff: int | None, expected: list[float]) -> None:
+    assert psi_per_layer(0.5, cutoff, 3).tolist() == expected
+
+
+@pytest.mark.parametrize(("psi", "cutoff"), [(float("nan"), None), (float("inf"), None), (0.5, 4), (0.5, -1)])
+def test_truncation_out_of_range(psi: float, cutoff: int | None) -> None:
+    with pytest.raises(SelectionError):
+        psi_per_layer(psi, cutoff, 3)
+
+
+def test_add_shift_checks_shapes() -> None:
+    latents, shifts = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    torch.testing.assert_close(add_shift(latents, shifts), latents + shifts)
+    with pytest.raises(ShapeError, match="shifts"):
+        add_shift(latents, torch.randn(1, 3, 5))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("all", tuple(range(20))),
+        ("3", (3,)),
+        ("0,4,7", (0, 4, 7)),
+        ("7,4,4,0", (0, 4, 7)),
+        ("6-9", (6, 7, 8, 9)),
+        ("6-6", (6,)),
+        ("0-2, 10-11,19", (0, 1, 2, 10, 11, 19)),
+    ],
+)
+def test_indices(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_indices(text, 20, "layer") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1,", ",1", "1--3", "-1", "3-", "1.5", "9-6", "20", "0-20", "²", "all,1", "0-99999999999999"]
+)
+def test_bad_indices(text: str) -> None:
+    with pytest.raises(SelectionError, match=r"layer"):
+        parse_indices(text, 20, "layer")
+
+
+def test_seeds() -> None:
+    assert parse_seeds("0-3,9") == (0, 1, 2, 3, 9)
+    assert parse_seeds(str(MAX_SEED)) == (MAX_SEED,)
+
+
+@pytest.mark.parametrize("text", ["all", str(MAX_SEED + 1), "0-99999999999999999999", "5-4", "a"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(SelectionError, match="[Ss]eed|backwards"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-6:6:9", (-6.0, -4.5, -3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0)),
+        ("-1:1:2", (-1.0, 1.0)),
+        ("3,-3,0", (-3.0, 0.0, 3.0)),
+        ("2,2,2", (2.0,)),
+        ("-0.0,1e-12", (0.0,)),
+        ("1:-1:3", (-1.0, 0.0, 1.0)),
+        ("1000,-1000", (-1000.0, 1000.0)),
+    ],
+)
+def test_epsilons(text: str, expected: tuple[float, ...]) -> None:
+    assert parse_epsilons(text) == expected
+
+
+@pytest.mark.parametrize("count", range(3, 40, 2))
+def test_zero_in_the_middle_is_exact(count: int) -> None:
+    epsilons = parse_epsilons(f"-0.7:0.7:{count}")
+    assert len(epsilons) == count
+    assert epsilons[count // 2] == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "1,", "nan", "0,inf", "-1001,0", "1:2", "1:2:3:4", "1:2:x", "0:1:1", "0:1:-5", "0:1:2.5",
+     "nan:1:3", "-inf:inf:3", "0:1:10001", "0:1:99999999999999"],
+)  # fmt: skip
+def test_bad_epsilons(text: str) -> None:
+    with pytest.raises(SelectionError):
+        parse_epsilons(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [(parse_seeds, "0-4294967295,0-4294967296"), (parse_seeds, "0-4294967295"), (parse_epsilons, "0:1:4294967296")],
+)
+def test_huge_lists_are_refused_before_they_fill_the_memory(parse: object, text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(SelectionError):
+        parse(text)  # type: ignore[operator]
+    assert time.monotonic() - began < 1
