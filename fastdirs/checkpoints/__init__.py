@@ -20,7 +20,8 @@ class Checkpoint:
     Attributes:
         path: The file.
         format: Name of the reader.
-        tensors: Named tensors in the file's order, any shape `[...]`; empty for a format that holds a graph.
+        tensors: Named tensors in the file's order (by name where the format keeps none), any shape `[...]`;
+            empty for a format that holds a graph.
         config: Header of a file that fastdirs wrote (family, settings, licence, ...); empty for others.
         sha256: Hash of the file's bytes.
     """

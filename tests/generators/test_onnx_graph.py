@@ -68,7 +68,7 @@ def _net(
     path: Path, output: str = "tanh", z_axes: str = "", batch: int | str = "batch", bend: str = ""
 ) -> Path:
     """A one-layer generator, z = 6 -> [batch, 3, 4, 4], node by node so that each oddity can be had."""
-    z_shape: list[int | str] = {"": [batch, 6], "1": [batch, 1, 6], "11": [batch, 6, 1, 1]}[z_axes]  # type: ignore[assignment]
+    z_shape: list[int | str] = {"": [batch, 6], "1": [batch, 1, 6], "11": [batch, 6, 1, 1]}[z_axes]
     weight = np.random.RandomState(0).randn(6, 48).astype(np.float32)
     if bend == "nan":
         weight[2, 3] = np.nan

@@ -1,0 +1,59 @@
+"""Write the README's tables from the committed results, so that no figure is typed by hand.
+
+    python benchmarks/tables.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from harness import load_results
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+
+def render() -> str:
+    """All results as Markdown."""
+    return "\n".join(_table(result) for result in load_results())
+
+
+def updated(readme: str) -> str:
+    """The README with its tables replaced."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{render()}\n{END}{after}"
+
+
+def _table(result: dict[str, Any]) -> str:
+    machine, settings = result["machine"], result["settings"]
+    place = f"{machine['cores']} cores of {machine['gpu'] or machine['processor']}, bf16 unit: {machine['bf16_unit'] or 'none'}"
+    lines = [
+        f"**{result['suite']}** ({settings['generator']}, batch {settings['batch']}; {place})",
+        "",
+        "| | precision | images/s | quartiles | error: mean, max grey levels | share of matrix rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["failure"]:
+            lines.append(f"| {row['name']} | {row['precision']} | not measured: {row['failure']} | | | |")
+            continue
+        share = f"{row['matrix_share']:.0%}" if row["matrix_share"] is not None else ""
+        lines.append(
+            f"| {row['name']} | {row['precision']} | {row['images_per_second']:,.0f} | {row['low']:,.0f}-{row['high']:,.0f} "
+            f"| {row['error_mean']:.2g}, {row['error_max']:.2g} | {share} |"
+        )
+    return "\n".join([*lines, "", *_remarks(settings), ""])
+
+
+def _remarks(settings: dict[str, Any]) -> list[str]:
+    if "ratios" in settings:
+        rates = ", ".join(f"{rate} TFLOP/s {name}" for name, rate in settings["matrix_tflops"].items())
+        ratios = ", ".join(f"{ratio}x {name}" for name, ratio in settings["ratios"].items())
+        return [f"Best ({settings['best']}): {ratios}. Matrix product measured in the same run: {rates}."]
+    if "share_of_raw" in settings:
+        return [f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({settings['images']:,} images on {settings['backend']})."]
+    return [f"Resident memory along the way, MiB: {settings['resident_mib'][0]} ... {settings['resident_mib'][-1]}; growth {settings['growth_mib']} MiB."]
+
+
+if __name__ == "__main__":
+    README.write_text(updated(README.read_text()))
