@@ -1,4 +1,4 @@
-"""The whole job in one sitting: a real face generator, its directions, a verified compiled graph, and an atlas to look at.
+"""The whole job in one sitting: a real face generator, its directions, a verified compiled graph, an atlas.
 
 Run it with `make demo`. It needs about three minutes on two cores, most of them for installing.
 """
@@ -33,7 +33,8 @@ def main() -> None:
     except DownloadError as error:
         print(f"   {error}\n   Going on with the built-in toy generator, which needs no download.")
         generator = fastdirs.load_generator("toy")
-    print(f"   {generator.img_resolution} px, latents {generator.num_layers} x {generator.dim}, licence: {generator.provenance.licence}")
+    shape = f"{generator.img_resolution} px, latents {generator.num_layers} x {generator.dim}"
+    print(f"   {shape}, licence: {generator.provenance.licence}")
 
     print("2. Directions in closed form (SeFa), without labels")
     bank = fastdirs.discover(generator, "sefa", num_directions=min(12, generator.dim))
@@ -42,7 +43,9 @@ def main() -> None:
     print(f"   {len(bank)} directions, strongest eigenvalue {bank.scores[0]:.1f}: {OUT / 'bank.safetensors'}")
 
     print("3. Export to ONNX, compared with torch at batch 1, 2 and the largest")
-    artifact = fastdirs.export_generator(generator, OUT / "artifact", force=True, report=lambda line: print(f"   {line}"))
+    artifact = fastdirs.export_generator(
+        generator, OUT / "artifact", force=True, report=lambda line: print(f"   {line}")
+    )
 
     print("4. A traversal on the fastest backend here")
 
@@ -52,7 +55,7 @@ def main() -> None:
 
     with progress_bar() as progress:
         fastdirs.traverse(
-            artifact, bank, OUT / "traversal", seeds=range(12), image_format="jpg", writers=("strips", "grids", "atlas"),
+            artifact, bank, OUT / "traversal", seeds=range(12), writers=("strips", "grids", "atlas"),
             force=True, progress=progress, opened=opened,
         )  # fmt: skip
     (OUT / "index.html").write_bytes((OUT / "traversal" / "index.html").read_bytes())
@@ -63,8 +66,10 @@ def main() -> None:
         eager = BACKENDS.load("eager").open(SynthesisGraph(generator), "f32", True)
         timings = time_sessions({"compiled": runtime.session, "torch eager": eager}, latents, rounds=5)
         speeds = {name: 1000 * len(latents) / timing.median_ms for name, timing in timings.items()}
-        print(f"   {runtime.backend} {runtime.precision}: {speeds['compiled']:,.0f} images/s, error {runtime.parity}")
-        print(f"   torch eager f32: {speeds['torch eager']:,.0f} images/s; ratio {speeds['compiled'] / speeds['torch eager']:.1f}")
+        name = f"{runtime.backend} {runtime.precision}"
+        print(f"   {name}: {speeds['compiled']:,.0f} images/s, error {runtime.parity}")
+        ratio = speeds["compiled"] / speeds["torch eager"]
+        print(f"   torch eager f32: {speeds['torch eager']:,.0f} images/s; ratio {ratio:.1f}")
 
     print(f"Done in {time.perf_counter() - begun:.0f} s. Open {OUT / 'index.html'} in a browser.")
 

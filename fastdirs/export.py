@@ -1,11 +1,11 @@
-"""A generator becomes ONNX graphs: lowered, traced, verified against torch fp32; what is not verified is not kept."""
+"""A generator becomes ONNX graphs: lowered, traced, verified against torch fp32, or not kept at all."""
 
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,8 +17,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact
-from fastdirs.backends import BACKENDS, Array
-from fastdirs.errors import ArtifactError, ContractError, MissingDependencyError, RecipeError
+from fastdirs.backends import BACKENDS, Array, graph_backends
+from fastdirs.errors import (
+    ArtifactError,
+    BackendError,
+    ContractError,
+    ParityError,
+    RecipeError,
+)
 from fastdirs.generators import Generator
 from fastdirs.graphs import MappingGraph, SynthesisGraph
 from fastdirs.latents import sample_z
@@ -27,7 +33,7 @@ from fastdirs.lowering import FORMS, lower
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
 from fastdirs.parity import Parity, compare, measure, require
-from fastdirs.recipe import Recipe, Tolerance
+from fastdirs.recipe import DEFAULT_ACCEPT, Recipe, Tolerance
 from fastdirs.registry import unknown_name
 from fastdirs.throughput import time_sessions
 
@@ -65,42 +71,56 @@ def export_generator(
         OutputError: The folder exists and `force` is off, or cannot be written.
         MissingDependencyError: No runtime for graphs is installed, so nothing could be verified.
         ParityError: A graph differs from torch by more than the recipe accepts; nothing is kept.
-        RecipeError: The generator is not the one that the recipe names.
+        RecipeError: The generator is not the one that the recipe names, or has no graph in its opset.
         UnknownNameError: No such lowering form.
-        ContractError: The generator is conditional.
+        ContractError: The generator is conditional, or cannot be traced.
+        BackendError: Nothing here computes in a precision that the recipe requires.
     """
     recipe = recipe or Recipe(generator=generator.provenance.name)
     if recipe.weights_sha256 not in (None, generator.weights_sha256):
-        raise RecipeError(f"The recipe is for weights {str(recipe.weights_sha256)[:12]}, but {generator.provenance.name} has {generator.weights_sha256[:12]}.")
+        raise RecipeError(
+            f"The recipe is for weights {str(recipe.weights_sha256)[:12]}, "
+            f"but {generator.provenance.name} has {generator.weights_sha256[:12]}."
+        )
     if generator.c_dim:
-        raise ContractError(f"{generator.provenance.name} is conditional; this version exports unconditional generators.")
+        raise ContractError(
+            f"{generator.provenance.name} is conditional; this version exports unconditional generators."
+        )
     pairs = _graph_backends(recipe)
     out = Path(out)
     with atomic_folder(out, MANIFEST, force) as folder:
         graphs = _trace_forms(generator, recipe, folder, report)
         latents = _sample_latents(generator, recipe.batch.max)
-        form = _fastest(graphs, pairs, latents[: recipe.batch.opt], report) if len(graphs) > 1 else next(iter(graphs))
+        form = _fastest(graphs, pairs, latents[: recipe.batch.opt], report)
         graphs.pop(form).replace(folder / SYNTHESIS)
         for path in graphs.values():
             path.unlink()
-        verified = _verify_synthesis(generator, folder / SYNTHESIS, recipe, pairs, latents, report)
+        images = _torch_images(generator, latents)
+        verified = _verify(folder / SYNTHESIS, recipe, pairs, latents, images, recipe.batch.max, report)
         files = [SYNTHESIS, REFERENCE]
         if generator.has_mapping:
             _write_mapping(generator, recipe, folder, pairs, report)
             files.append(MAPPING)
         _write_reference(generator, folder / REFERENCE, latents)
         accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
-        content = manifest(KIND, {
-            "generator": generator.identity(), "graph": {"lowering": form, "opset": recipe.graph.opset},
-            "batch": asdict(recipe.batch), "accept": accept, "verified": verified,
+        content = {
+            "generator": generator.identity(),
+            "graph": {"lowering": form, "opset": recipe.graph.opset},
+            "batch": asdict(recipe.batch),
+            "accept": accept,
+            "verified": verified,
             "precisions": sorted({row["precision"] for row in verified if row["accepted"]}, reverse=True),
-            "files": {name: sha256_file(folder / name) for name in files}, "machine": describe_machine(),
-        })  # fmt: skip
+            "files": {name: sha256_file(folder / name) for name in files},
+            "machine": describe_machine(),
+        }
+        content = manifest(KIND, content)
         write_json(folder / MANIFEST, content)
     return Artifact(out, content)
 
 
-def export_recipe(recipe: Recipe, folder: Path, out: str | Path, force: bool = False, report: Report = lambda m: None) -> Artifact:
+def export_recipe(
+    recipe: Recipe, folder: Path, out: str | Path, force: bool = False, report: Report = lambda m: None
+) -> Artifact:
     """Export what a recipe describes.
 
     Args:
@@ -129,33 +149,31 @@ def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -
         One row for each backend and precision: backend, precision, provider, parity, accepted.
 
     Raises:
-        ParityError: A backend's error in fp32 is beyond the tolerance.
+        ParityError: A backend's error in fp32, or in every precision, is beyond the tolerance.
         ArtifactError: The artefact lacks what it should hold.
         MissingDependencyError: No runtime for graphs is installed.
     """
     accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
-    recipe = Recipe(generator=artifact.generator["name"], accept=accept)
+    required = tuple(precision for precision in ("f32",) if precision in accept)
+    recipe = Recipe(generator=artifact.generator["name"], accept=accept, required=required)
     latents, images = (tensor.numpy() for tensor in artifact.reference())
     if not len(latents):
         raise ArtifactError(f"{artifact.folder} holds no reference images. Export again.")
-    return _verify(
-        artifact.synthesis_path, recipe, _graph_backends(recipe), latents, images, int(artifact.content["batch"]["max"]), report
-    )  # fmt: skip
+    pairs, largest = _graph_backends(recipe), int(artifact.content["batch"]["max"])
+    return _verify(artifact.synthesis_path, recipe, pairs, latents, images, largest, report)
 
 
 def _graph_backends(recipe: Recipe) -> list[tuple[str, str]]:
-    """Backend and precision of every runtime for graphs that is installed here, within what the recipe accepts."""
-    pairs, missing = [], None
-    for name in BACKENDS.names():
-        try:
-            backend = BACKENDS.load(name)
-        except MissingDependencyError as error:
-            missing = error
-            continue
-        if backend.runs == "graph":
-            pairs += [(name, precision) for precision in backend.precisions() if precision in recipe.accept]
-    if not pairs:
-        raise missing or MissingDependencyError("No runtime for graphs is installed, so an export could not be verified: pip install 'fastdirs[cpu]'")
+    """Backend and precision of every runtime for graphs that is installed, within what the recipe accepts."""
+    pairs, missing = graph_backends(recipe.accept)
+    lacking = [precision for precision in recipe.required if precision not in {p for _, p in pairs}]
+    if missing and (lacking or not pairs):
+        raise missing
+    if lacking or not pairs:
+        raise BackendError(
+            f"Nothing here computes in {' or '.join(lacking or recipe.accept)}, so an export could not be "
+            "verified. Export on another machine, or change the recipe."
+        )
     return pairs
 
 
@@ -176,13 +194,19 @@ def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Rep
         seen.append(str(lowered.stages))
         report(f"tracing {form}")
         graphs[form] = folder / f"{form}.onnx"
-        module = SynthesisGraph(lowered)
-        trace(module, module.example(), graphs[form], ["latents"], "images", recipe.graph.opset, generator.identity())
+        module, opset, identity = SynthesisGraph(lowered), recipe.graph.opset, generator.identity()
+        trace(module, module.example(), graphs[form], ["latents"], "images", opset, identity)
     return graphs
 
 
 def trace(
-    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: Sequence[str], output: str, opset: int, identity: Json
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    output: str,
+    opset: int,
+    identity: Json,
 ) -> None:
     """Write a module as one ONNX file with a dynamic batch, names and metadata.
 
@@ -194,27 +218,47 @@ def trace(
         output: Name of the output.
         opset: ONNX operator set.
         identity: What the file records of its generator.
+
+    Raises:
+        ContractError: The module cannot be traced, or not for every batch size.
+        RecipeError: The exporter does not write this opset.
     """
     dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
-    # The exporter reports on standard output and warns about packages and internals that a user cannot act on.
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.onnx.export(
-                module, example, dynamo=True, input_names=list(inputs), output_names=[output], opset_version=opset,
-                dynamic_shapes=dynamic, external_data=False, verbose=False,
+                module, example, dynamo=True, input_names=list(inputs), output_names=[output],
+                opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
             )  # fmt: skip
-    finally:
-        logger.setLevel(level)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ContractError(
+            f"{identity['name']} cannot be traced into a graph with a dynamic batch: {reason} "
+            "Its code must not branch on values or on the batch size."
+        ) from error
     assert program is not None
     model = program.model_proto
+    written = next(each.version for each in model.opset_import if not each.domain)
+    if written != opset:
+        # The exporter only logs that it could not convert, and keeps the operator set that it works in.
+        raise RecipeError(f"{identity['name']} cannot be written in opset {opset}. Use {written}.")
     model.producer_name = "fastdirs"
     onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, logs and warns about packages and internals that a user cannot act on."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _sample_latents(generator: Generator, count: int) -> Array:
@@ -227,12 +271,16 @@ def _sample_latents(generator: Generator, count: int) -> Array:
 def _torch_images(generator: Generator, latents: Array) -> Array:
     """Torch fp32 images, eight at a time to keep memory low: `[batch, channels, height, width]`."""
     with torch.inference_mode():
-        parts = [generator.synthesis(part) for part in torch.from_numpy(latents).split(8)]
+        parts = [generator.synthesis(part) for part in torch.split(torch.from_numpy(latents), 8)]
         return torch.cat(parts).numpy()
 
 
-def _fastest(graphs: dict[str, Path], pairs: Sequence[tuple[str, str]], latents: Array, report: Report) -> str:
+def _fastest(
+    graphs: dict[str, Path], pairs: Sequence[tuple[str, str]], latents: Array, report: Report
+) -> str:
     """The form whose best backend and precision is fastest here."""
+    if len(graphs) == 1:
+        return next(iter(graphs))
     sessions = {
         f"{form} / {backend} {precision}": BACKENDS.load(backend).open(path, precision, True)
         for form, path in graphs.items()
@@ -248,16 +296,16 @@ def _fastest(graphs: dict[str, Path], pairs: Sequence[tuple[str, str]], latents:
     return best.partition(" / ")[0]
 
 
-def _verify_synthesis(
-    generator: Generator, path: Path, recipe: Recipe, pairs: Sequence[tuple[str, str]], latents: Array, report: Report
-) -> list[Json]:
-    return _verify(path, recipe, pairs, latents, _torch_images(generator, latents), recipe.batch.max, report)
-
-
 def _verify(
-    path: Path, recipe: Recipe, pairs: Sequence[tuple[str, str]], latents: Array, images: Array, max_batch: int, report: Report
+    path: Path,
+    recipe: Recipe,
+    pairs: Sequence[tuple[str, str]],
+    latents: Array,
+    images: Array,
+    max_batch: int,
+    report: Report,
 ) -> list[Json]:
-    """Error at batch 1, 2 and the maximum on each backend; required precisions must pass."""
+    """Error at batch 1, 2 and the maximum on each backend; what is required must pass, and at least one."""
     sizes = sorted({1, min(2, max_batch), max_batch})
     rows: list[Json] = []
     for backend, precision in pairs:
@@ -270,33 +318,49 @@ def _verify(
         report(f"{backend} {precision} at batch {', '.join(map(str, sizes))}: {parity}: {verdict}")
         if precision in recipe.required:
             require(parity, tolerance, f"{path.name} on {backend} in {precision}")
-        rows.append({
-            "backend": backend, "precision": session.precision, "provider": session.provider, "detail": session.detail,
-            "batch_sizes": sizes, "parity": parity.to_json(), "accepted": accepted,
-        })  # fmt: skip
+        rows.append(
+            {
+                "backend": backend,
+                "precision": session.precision,
+                "provider": session.provider,
+                "detail": session.detail,
+                "batch_sizes": sizes,
+                "parity": parity.to_json(),
+                "accepted": accepted,
+            }
+        )
+    if not any(row["accepted"] for row in rows):
+        raise ParityError(
+            f"{path.name} differs from torch fp32 by more than is accepted in every precision. "
+            "Try another lowering, or accept more in the recipe."
+        )
     return rows
 
 
-def _write_mapping(generator: Generator, recipe: Recipe, folder: Path, pairs: Sequence[tuple[str, str]], report: Report) -> None:
+def _write_mapping(
+    generator: Generator, recipe: Recipe, folder: Path, pairs: Sequence[tuple[str, str]], report: Report
+) -> None:
     """Trace the mapping, and verify what it does to the pictures: latents have no grey levels."""
     module = MappingGraph(generator)
     path = folder / MAPPING
     trace(module, module.example(), path, ["z", "psi"], "latents", recipe.graph.opset, generator.identity())
     psi = np.full(generator.num_layers, 0.7, dtype=np.float32)
+    tolerance = recipe.accept.get("f32", DEFAULT_ACCEPT["f32"])
     for backend in dict.fromkeys(name for name, _ in pairs):
         session = BACKENDS.load(backend).open(path, "f32", False)
         for size in (1, 2, 8):
             z = sample_z(range(size), generator.z_dim)
             with torch.inference_mode():
                 wanted = module(z, torch.from_numpy(psi)).numpy()
-            parity = compare(_torch_images(generator, session.run([z.numpy(), psi])), _torch_images(generator, wanted))
-            require(parity, recipe.accept["f32"], f"{MAPPING} on {backend} at batch {size}")
+            found = session.run([z.numpy(), psi])
+            parity = compare(_torch_images(generator, found), _torch_images(generator, wanted))
+            require(parity, tolerance, f"{MAPPING} on {backend} at batch {size}")
         session.close()
         report(f"{MAPPING} on {backend}: {parity}: accepted")
 
 
 def _write_reference(generator: Generator, path: Path, latents: Array) -> None:
-    """A few latents and torch's images of them, so that an artefact can be verified where there is no checkpoint."""
+    """A few latents and torch's images: an artefact can be verified where there is no checkpoint."""
     values = generator.img_channels * generator.img_resolution**2
     few = latents[: max(2, min(8, _REFERENCE_VALUES // values))]
     images = _torch_images(generator, few)

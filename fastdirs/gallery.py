@@ -1,4 +1,4 @@
-"""Fill a folder with a traversal: latents -> runtime -> pixels -> files, streaming, resumable, in constant memory."""
+"""Fill a folder with a traversal: latents -> runtime -> pixels -> files, resumable, in constant memory."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastdirs.directions import DirectionBank
 from fastdirs.errors import OutputError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, to_uint8
+from fastdirs.latents import sample_z
 from fastdirs.manifest import Json, manifest, read_json, sha256_tensors, write_bytes, write_json
 from fastdirs.registry import unknown_name
 from fastdirs.runtime import AUTO, Runtime, open_runtime
@@ -25,10 +27,9 @@ from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, StripWriter, View
 KIND = "traversal"
 Progress = Callable[[str, int, int], None]
 _BATCH_CANDIDATES = (8, 16, 32, 64, 128)
-# A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last batch.
+# A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last.
 _GOOD_ENOUGH = 0.97
 _PENDING_STRIPS = 64
-_IN_EFFECT = ("batch_size", "runtime")
 
 
 def traverse(
@@ -79,7 +80,7 @@ def traverse(
         BankError: The bank belongs to another generator.
         SelectionError: A seed, direction, epsilon, psi or batch size out of range.
         UnknownNameError: No such writer, image format or backend.
-        OutputError: The folder holds something else, or cannot be written.
+        OutputError: The folder holds something else or a traversal with other settings, or cannot be written.
     """
     out = Path(out)
     if image_format not in ENCODERS:
@@ -89,53 +90,91 @@ def traverse(
     if any(isinstance(plugin, View) for plugin in plugins.values()):
         plugins = {"strips": WRITERS.load("strips"), **plugins}
     if batch_size is not None and batch_size < 0:
-        raise SelectionError(f"Batch size {batch_size} is out of range. Expected 1 or more, or 0 to measure which is best.")
+        raise SelectionError(
+            f"Batch size {batch_size} is out of range. Expected 1 or more, or 0 to measure which is best."
+        )
     if not isinstance(source, Artifact | Generator):
         source = open_artifact(source)
     identity = source.generator if isinstance(source, Artifact) else source.identity()
     bank.check_generator(identity)
     plan = Plan(
-        seeds=tuple(dict.fromkeys(seeds)), directions=tuple(range(len(bank))) if directions is None else tuple(dict.fromkeys(directions)),
-        epsilons=tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons})), batch_size=1,
-    )  # fmt: skip
-    plan.seed_shifts(bank)
+        seeds=tuple(dict.fromkeys(seeds)),
+        directions=tuple(range(len(bank)) if directions is None else dict.fromkeys(directions)),
+        # -0.0 and 0.0 are one epsilon.
+        epsilons=tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons})),
+        batch_size=1,
+    )
+    _check_selection(plan, bank)
     asked = _as_json({
-        "generator": identity, "bank": _describe_bank(bank), "seeds": plan.seeds, "directions": plan.directions,
-        "epsilons": plan.epsilons, "psi": psi, "cutoff": cutoff, "image_format": image_format, "writers": list(plugins),
+        "generator": identity,
+        "artifact": source.sha256 if isinstance(source, Artifact) else None,
+        "bank": _describe_bank(bank),
+        "seeds": plan.seeds,
+        "directions": plan.directions,
+        "epsilons": plan.epsilons,
+        "psi": psi,
+        "cutoff": cutoff,
+        "image_format": image_format,
+        "writers": list(plugins),
     })  # fmt: skip
     earlier = _earlier(out, asked, force)
     if earlier is not None:
         # What was measured and chosen for the first part holds for the rest, or the bytes would differ.
-        backend, precision = earlier["runtime"]["backend"], earlier["runtime"]["precision"]
-        batch_size = earlier["batch_size"]
+        chosen = {**earlier["runtime"], "batch_size": earlier["batch_size"]}
+        wanted = {
+            "backend": None if backend == AUTO else backend,
+            "precision": precision,
+            "batch_size": min(batch_size, plan.num_rendered) if batch_size else None,
+        }
+        for name, value in wanted.items():
+            if value not in (None, chosen[name]):
+                raise _other_settings(out, name)
+        backend, precision, batch_size = chosen["backend"], chosen["precision"], chosen["batch_size"]
     with open_runtime(source, backend, precision, batch_size or None, streaming=True) as runtime:
         runtime.latents_of(psi, cutoff)
         size = _batch_size(runtime, batch_size, plan.num_rendered)
         plan = Plan(seeds=plan.seeds, directions=plan.directions, epsilons=plan.epsilons, batch_size=size)
-        in_effect = {"batch_size": size, "runtime": runtime.describe()}
-        if earlier is not None and _as_json(in_effect["runtime"]) != earlier["runtime"]:
-            raise OutputError(f"{out} was begun with {earlier['runtime']['provider']}, but here is {runtime.provider}. Pass --force to begin again.")
+        if earlier is not None and _as_json(runtime.describe()) != earlier["runtime"]:
+            raise OutputError(
+                f"{out} was begun with {earlier['runtime']['provider']}, but here is {runtime.provider}. "
+                "Pass --force to begin again."
+            )
         opened(runtime, plan)
-        content = manifest(KIND, {**asked, **in_effect, "complete": False})
+        in_effect = {"batch_size": size, "runtime": runtime.describe(), "complete": False}
+        content = manifest(KIND, {**asked, **in_effect})
         gallery = Gallery(out, content)
         if earlier is None:
+            # Only now, when all that can be checked is right: a mistake must not cost an earlier traversal.
+            _empty(out)
             write_json(out / PLAN_FILE, content)
         strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
-        _render(gallery, plan, runtime, bank, strip_writers, lambda done, total: progress("rendering", done, total))
+        _render(gallery, plan, runtime, bank, strip_writers, partial(progress, "rendering"))
     for name, plugin in plugins.items():
         if isinstance(plugin, View):
-            plugin.build(gallery, lambda done, total, name=name: progress(name, done, total))
+            plugin.build(gallery, partial(progress, name))
     finished = {**content, "complete": True}
     write_json(out / PLAN_FILE, finished)
     return Gallery(out, finished)
 
 
+def _check_selection(plan: Plan, bank: DirectionBank) -> None:
+    """Raises SelectionError before anything is written, where the rendering would only raise it later."""
+    sample_z((min(plan.seeds), max(plan.seeds)), 1)
+    for direction in plan.directions:
+        for epsilon in plan.epsilons:
+            bank.shift(direction, epsilon)
+
+
 def _describe_bank(bank: DirectionBank) -> Json:
     return {
-        "method": bank.method, "settings": bank.settings, "layers": bank.layers, "labels": bank.labels,
-        "scores": bank.scores.tolist(), "ranges": bank.ranges.tolist(),
+        "method": bank.method,
+        "settings": bank.settings,
+        "layers": bank.layers,
+        "labels": bank.labels,
+        "scores": bank.scores.tolist(),
+        "ranges": bank.ranges.tolist(),
         "sha256": sha256_tensors({"directions": bank.directions}),
-    }  # fmt: skip
+    }
 
 
 def _as_json(value: Json) -> Json:
@@ -145,27 +184,46 @@ def _as_json(value: Json) -> Json:
 
 
 def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
-    """The manifest of an unfinished or finished run of the same traversal; None where there is nothing yet."""
+    """The manifest of an unfinished or finished run of the same traversal; None where to begin anew."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / PLAN_FILE).is_file():
-        raise OutputError(f"{out} exists and holds no traversal, so it is left alone (even with --force). Choose another --out.")
+        raise OutputError(
+            f"{out} exists and holds no traversal, so it is left alone (even with --force). "
+            "Choose another --out."
+        )
     if force:
-        shutil.rmtree(out)
         return None
     content = read_json(out / PLAN_FILE, KIND)
     for name, value in asked.items():
         if content.get(name) != value:
-            raise OutputError(f"{out} holds a traversal with other {name}. Choose another --out, or pass --force to replace it.")
+            raise _other_settings(out, name)
     for leftover in out.rglob(".*.tmp"):
         leftover.unlink()
     return content
 
 
+def _other_settings(out: Path, name: str) -> OutputError:
+    return OutputError(
+        f"{out} holds a traversal with other {name}. Choose another --out, or pass --force to replace it."
+    )
+
+
+def _empty(out: Path) -> None:
+    """Remove an earlier traversal that is replaced; `_earlier` has seen that it is one."""
+    try:
+        if out.exists():
+            shutil.rmtree(out)
+    except OSError as error:
+        raise OutputError.from_os(out, error) from error
+
+
 def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int) -> int:
     largest = runtime.max_batch or max(_BATCH_CANDIDATES)
     if asked is not None and asked > largest and runtime.max_batch:
-        raise SelectionError(f"A batch of {asked} is out of range. This artefact was verified for 1 to {largest}.")
+        raise SelectionError(
+            f"A batch of {asked} is out of range. This artefact was verified for 1 to {largest}."
+        )
     if asked == 0:
         return min(_best_batch(runtime, largest), num_rendered)
     return min(asked or runtime.usual_batch, num_rendered)
@@ -182,9 +240,13 @@ def _best_batch(runtime: Runtime, largest: int) -> int:
 
 
 def _render(
-    gallery: Gallery, plan: Plan, runtime: Runtime, bank: DirectionBank, writers: Sequence[StripWriter],
+    gallery: Gallery,
+    plan: Plan,
+    runtime: Runtime,
+    bank: DirectionBank,
+    writers: Sequence[StripWriter],
     progress: Callable[[int, int], None],
-) -> None:  # fmt: skip
+) -> None:
     """Render what is missing; encoding and writing happen in threads beside the runtime."""
     first = _first_missing_batch(gallery, plan, writers)
     latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"])
@@ -210,7 +272,9 @@ def _render(
                 future.cancel()
 
 
-def _paths(gallery: Gallery, seed: int, direction: int, writers: Sequence[StripWriter]) -> Iterator[tuple[StripWriter, Path]]:
+def _paths(
+    gallery: Gallery, seed: int, direction: int, writers: Sequence[StripWriter]
+) -> Iterator[tuple[StripWriter, Path]]:
     for writer in writers:
         suffix = writer.suffix(gallery.image_format)
         yield writer, gallery.strip_path(seed, direction, writer.folder, suffix)
@@ -224,7 +288,7 @@ def _write(gallery: Gallery, strip: Strip, writers: Sequence[StripWriter]) -> No
 
 
 def _first_missing_batch(gallery: Gallery, plan: Plan, writers: Sequence[StripWriter]) -> int:
-    """The batch in which the first seed with a missing file begins; past the last batch if none is missing."""
+    """The batch in which the first seed with a missing file begins; past the last if none is missing."""
     for position, seed in enumerate(plan.seeds):
         for direction in plan.directions:
             if not all(path.exists() for _, path in _paths(gallery, seed, direction, writers)):

@@ -1,4 +1,4 @@
-"""Modules written to be exported: the arguments and the result of `forward` are the inputs and the output of the graph."""
+"""Modules written to be exported: what `forward` takes and returns are the graph's inputs and output."""
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ class SynthesisGraph(nn.Module):
         self.generator = generator
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents `[batch, layers, dim]`, float32 -> images `[batch, channels, height, width]`, float32 in [-1, 1]."""
+        """Latents `[batch, layers, dim]` -> images `[batch, channels, height, width]` in [-1, 1], float32."""
         return self.generator.run_stages(latents)
 
     def example(self) -> tuple[Tensor, ...]:
@@ -31,7 +31,7 @@ class MappingGraph(nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor, psi: Tensor) -> Tensor:
-        """z `[batch, z_dim]` and the truncation of each layer `[layers]`, float32 -> latents `[batch, layers, dim]`, float32."""
+        """z `[batch, z_dim]` and psi of each layer `[layers]` -> latents `[batch, layers, dim]`, float32."""
         return truncate(self.generator.map_z(z, None), self.generator.latent_mean, psi)
 
     def example(self) -> tuple[Tensor, ...]:

@@ -39,8 +39,8 @@ def to_uint8(images: NDArray[np.float32] | Tensor) -> Pixels:
     """
     check_shape(images, "batch channels height width", "images")
     values = images.detach().float().cpu().numpy() if isinstance(images, Tensor) else images
-    # In numpy, which takes one thread: torch would split this over the cores that the runtime keeps busy, and wait for them.
-    # Adding a half more than the middle and truncating rounds to the nearest grey level.
+    # In numpy, which takes one thread: torch would split this over the cores that the runtime keeps busy, and
+    # wait for them. Adding a half more than the middle and truncating rounds to the nearest grey level.
     scaled = np.multiply(values, GREY_LEVELS, dtype=np.float32)
     scaled += GREY_LEVELS + 0.5
     np.clip(scaled, 0, 255, out=scaled)

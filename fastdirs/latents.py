@@ -122,7 +122,7 @@ def parse_indices(text: str, count: int, noun: str) -> tuple[int, ...]:
                 f"There is no {noun} {high}. {noun.capitalize()}s run from 0 to {count - 1}."
             )
         if len(chosen) + high - low >= MAX_INDICES:
-            raise SelectionError(f"{text!r} asks for more than {MAX_INDICES} {noun}s. Ask for fewer at a time.")
+            raise SelectionError(f"{text!r} asks for more than {MAX_INDICES} {noun}s. Ask for fewer.")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 

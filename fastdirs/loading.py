@@ -18,7 +18,6 @@ from fastdirs.checkpoints.safetensors_file import HEADER
 from fastdirs.errors import (
     CheckpointError,
     ContractError,
-    FastdirsError,
     MissingDependencyError,
     UnknownNameError,
 )
@@ -63,7 +62,7 @@ def load_generator(
     elif not Path(text).exists() and ":" in text and not text.startswith((".", "/")):
         generator = _from_factory(text, None)
     elif not Path(text).exists() and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
-        generator = GENERATORS.load(text).build(_numbers(options or {}))
+        generator = GENERATORS.load(text).build(_numbers(text, GENERATORS.load(text), options or {}))
     else:
         generator = _from_file(_locate(text), family, options or {})
     _check_finite(generator, text)
@@ -138,13 +137,14 @@ def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Ge
         raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
     if family is not None:
         return _infer(GENERATORS.load(family), family, checkpoint, options)
-    refusals: list[FastdirsError] = []
+    refusals: list[CheckpointError] = []
+    missing = None
     for name in GENERATORS.names():
         try:
             candidate = GENERATORS.load(name)
         except MissingDependencyError as error:
-            # A package that this file may not need; if nothing else reads the file, its pip command is shown.
-            refusals.append(error)
+            # The file may not need that package; if nothing else reads the file, its pip command is shown.
+            missing = error
             continue
         if candidate.infer is None or checkpoint.format not in candidate.formats:
             continue
@@ -152,6 +152,8 @@ def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Ge
             return _infer(candidate, name, checkpoint, options)
         except CheckpointError as error:
             refusals.append(error)
+    if missing is not None and not refusals:
+        raise missing
     if len(refusals) == 1:
         raise refusals[0]
     reasons = " ".join(str(refusal) for refusal in refusals)
@@ -159,9 +161,7 @@ def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Ge
 
 
 def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
-    for option in options:
-        if option not in family.options:
-            raise unknown_name(f"option of family {name}", option, family.options)
+    _check_options(name, family, options)
     if family.infer is None:
         raise CheckpointError(f"Family {name} reads no files. Use its name alone: {name}")
     if checkpoint.format not in family.formats:
@@ -180,7 +180,8 @@ def _from_own(checkpoint: Checkpoint) -> Generator:
         generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
         wanted = identity["weights_sha256"]
     except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not hold what its header says: {error}") from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{checkpoint.path} does not hold what its header says: {reason}") from error
     if generator.weights_sha256 != wanted:
         raise CheckpointError(
             f"{checkpoint.path} was changed after it was written: its tensors have another hash. "
@@ -221,9 +222,16 @@ def _from_factory(spec: str, source: str | None) -> Generator:
     )
 
 
-def _numbers(options: Mapping[str, str]) -> Json:
+def _check_options(name: str, family: Family, options: Mapping[str, str]) -> None:
+    for option in options:
+        if option not in family.options:
+            raise unknown_name(f"option of family {name}", option, family.options)
+
+
+def _numbers(name: str, family: Family, options: Mapping[str, str]) -> Json:
+    _check_options(name, family, options)
     try:
-        return {name: int(value) for name, value in options.items()}
+        return {option: int(value) for option, value in options.items()}
     except ValueError as error:
         raise CheckpointError(f"Expected whole numbers in {dict(options)}.") from error
 

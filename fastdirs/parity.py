@@ -20,7 +20,7 @@ class Parity:
     Attributes:
         mean: Mean absolute error, in grey levels (of 255).
         max: Largest absolute error, in grey levels.
-        psnr: Peak signal-to-noise ratio, in dB; 200 where the images are equal.
+        psnr: Peak signal-to-noise ratio, in dB; 200 where the images are equal, 0 where they are not finite.
     """
 
     mean: float
@@ -50,11 +50,12 @@ def compare(images: Array, reference: Array) -> Parity:
         ShapeError: The two differ in shape.
     """
     batch, channels, height, width = reference.shape
-    check_shape(images, "batch channels height width", "images", batch=batch, channels=channels, height=height, width=width)
+    sizes = {"batch": batch, "channels": channels, "height": height, "width": width}
+    check_shape(images, "batch channels height width", "images", **sizes)
     error = np.abs(images.astype(np.float64) - reference) * GREY_LEVELS
     rmse = math.sqrt(float(np.mean(error**2)))
-    psnr = 20 * math.log10(255 / rmse) if rmse > 0 else 200.0
-    return Parity(mean=float(error.mean()), max=float(error.max()), psnr=min(psnr, 200.0))
+    psnr = min(20 * math.log10(255 / max(rmse, 1e-9)), 200.0) if math.isfinite(rmse) else 0.0
+    return Parity(mean=float(error.mean()), max=float(error.max()), psnr=psnr)
 
 
 def measure(session: Session, latents: Array, reference: Array, batch_sizes: Sequence[int]) -> Parity:
@@ -85,6 +86,7 @@ def require(parity: Parity, tolerance: Tolerance, what: str) -> None:
     """
     if not parity.within(tolerance):
         raise ParityError(
-            f"{what} differs from torch fp32 by {parity}; accepted are mean {tolerance.mean:g}, max {tolerance.max:g}, "
-            f"PSNR {tolerance.psnr:g} dB. Nothing was kept. Try another lowering or precision, or accept more in the recipe."
+            f"{what} differs from torch fp32 by {parity}; accepted are mean {tolerance.mean:g}, "
+            f"max {tolerance.max:g}, PSNR {tolerance.psnr:g} dB. "
+            "Try another lowering or precision, or accept more in the recipe."
         )

@@ -51,7 +51,8 @@ class Tolerance:
     psnr: float
 
 
-# fp32 runtimes differ by rounding alone. bf16 keeps 8 bits, so single pixels on sharp edges move by several levels.
+# fp32 runtimes differ by rounding alone. bf16 keeps 8 bits, so single pixels on sharp edges move by several
+# levels.
 DEFAULT_ACCEPT = {
     "f32": Tolerance(mean=0.01, max=0.5, psnr=70.0),
     "bf16": Tolerance(mean=0.5, max=24.0, psnr=42.0),
@@ -68,7 +69,8 @@ class Recipe:
         graph: How the graph is written.
         batch: Batch sizes.
         accept: Tolerance for each precision that may be used.
-        required: Precisions that must pass, or the export fails; others in `accept` are used only if they pass.
+        required: Precisions that must pass, or the export fails; others in `accept` are used only if they
+            pass.
     """
 
     generator: str
@@ -80,17 +82,27 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch.opt <= self.batch.max:
-            raise RecipeError(f"batch.opt is {self.batch.opt}. Expected 1 to batch.max, which is {self.batch.max}.")
+            raise RecipeError(
+                f"batch.opt is {self.batch.opt}. Expected 1 to batch.max, which is {self.batch.max}."
+            )
+        for precision in self.accept:
+            if precision not in DEFAULT_ACCEPT:
+                raise RecipeError(
+                    f"[accept.{precision}]: {unknown_name('precision', precision, DEFAULT_ACCEPT)}"
+                )
         for precision in self.required:
             if precision not in self.accept:
-                raise RecipeError(f"required names {precision!r}, but there is no [accept.{precision}] to require.")
+                raise RecipeError(
+                    f"required names {precision!r}, but there is no [accept.{precision}] to require."
+                )
 
 
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        RecipeError: Missing, not TOML, an unknown key (the nearest is named), a missing one, or a value of the wrong type.
+        RecipeError: Missing, not TOML, an unknown key (the nearest is named), a missing one, or a value of
+            the wrong type.
     """
     try:
         content = tomllib.loads(path.read_text())

@@ -1,7 +1,8 @@
-"""Opening a compiled artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
+"""Opening an artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +13,18 @@ import torch
 from torch import Tensor
 
 from fastdirs.artifact import Artifact, open_artifact
-from fastdirs.backends import BACKENDS, Array, Session
-from fastdirs.errors import BackendError, ContractError, MissingDependencyError, ParityError, SelectionError, check_shape
+from fastdirs.backends import BACKENDS, Array, Session, graph_backends
+from fastdirs.errors import (
+    BackendError,
+    ContractError,
+    OutputError,
+    ParityError,
+    SelectionError,
+    check_shape,
+)
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph
-from fastdirs.latents import psi_per_layer, sample_z
+from fastdirs.latents import psi_per_layer, sample_z, truncate
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, cache_dir, environment, sha256_json, write_json
 from fastdirs.parity import Parity, measure
@@ -72,9 +80,17 @@ class Runtime:
     """
 
     def __init__(
-        self, *, generator: Json, backend: str, synthesis: Session, latents_of_z: "_LatentsOfZ", reason: str,
-        parity: Parity | None, max_batch: int | None, usual_batch: int,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        generator: Json,
+        backend: str,
+        synthesis: Session,
+        latents_of_z: "_LatentsOfZ",
+        reason: str,
+        parity: Parity | None,
+        max_batch: int | None,
+        usual_batch: int,
+    ) -> None:
         self.generator = generator
         self.backend = backend
         self.precision = synthesis.precision
@@ -86,6 +102,7 @@ class Runtime:
         self.usual_batch = usual_batch
         self.session = synthesis
         self._latents_of_z = latents_of_z
+        self._closed = False
 
     def synthesize(self, latents: Array, c: Array | None = None) -> Array:
         """Images of latents.
@@ -101,11 +118,11 @@ class Runtime:
             ShapeError: The latents have another shape.
             SelectionError: An empty batch, or one larger than was verified.
             ContractError: A class for an unconditional generator.
+            BackendError: The runtime was closed.
         """
         if c is not None:
             raise ContractError(f"{self.generator['name']} takes no class. Leave c out.")
-        self._check(latents)
-        return self.session.run([np.ascontiguousarray(latents, dtype=np.float32)])
+        return self.session.run([self._checked(latents)])
 
     def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
         """Images of batch after batch, in order, while the caller works on earlier ones.
@@ -115,8 +132,13 @@ class Runtime:
 
         Yields:
             `[batch, channels, height, width]`, float32 in [-1, 1].
+
+        Raises:
+            ShapeError: Latents of another shape.
+            SelectionError: An empty batch, or one larger than was verified.
+            BackendError: The runtime was closed.
         """
-        return stream(self.session, batches)
+        return stream(self.session, map(self._checked, batches))
 
     def latents_of(self, psi: float = 1.0, cutoff: int | None = None) -> LatentsOf:
         """The way from seeds to unshifted latents, with a truncation.
@@ -141,19 +163,32 @@ class Runtime:
 
     def close(self) -> None:
         """Free the runtime. May be called twice."""
+        self._closed = True
         self.session.close()
+        self._latents_of_z.close()
 
     def __enter__(self) -> "Runtime":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def _check(self, latents: Array) -> None:
+    def _checked(self, latents: Array) -> Array:
+        """Latents as a session wants them: `[batch, layers, dim]`, float32, contiguous."""
+        if self._closed:
+            raise BackendError("This runtime was closed. Open it again with open_runtime.")
         layers, dim = int(self.generator["num_layers"]), int(self.generator["dim"])
         check_shape(latents, "batch layers dim", "latents", layers=layers, dim=dim)
-        if not 1 <= len(latents) <= (self.max_batch or len(latents)):
-            raise SelectionError(f"A batch of {len(latents)} is out of range. This artefact was verified for 1 to {self.max_batch}.")
+        if not len(latents):
+            raise SelectionError("The batch is empty. Pass the latents of at least one image.")
+        if self.max_batch is not None and len(latents) > self.max_batch:
+            raise SelectionError(
+                f"A batch of {len(latents)} is out of range. "
+                f"This artefact was verified for 1 to {self.max_batch}."
+            )
+        return np.ascontiguousarray(latents, dtype=np.float32)
 
 
 class _LatentsOfZ:
@@ -166,10 +201,14 @@ class _LatentsOfZ:
         if isinstance(self._source, Session):
             return torch.from_numpy(self._source.run([z.numpy(), psi.numpy()]))
         if isinstance(self._source, Generator):
-            from_mean = self._source.map_z(z, None) - self._source.latent_mean
-            return self._source.latent_mean + psi[:, None] * from_mean
+            with torch.inference_mode():
+                return truncate(self._source.map_z(z, None), self._source.latent_mean, psi)
         # Without a mapping the latents are z itself, in another shape, and their mean is zero.
         return psi[:, None] * z.reshape(len(z), int(self._source["num_layers"]), int(self._source["dim"]))
+
+    def close(self) -> None:
+        if isinstance(self._source, Session):
+            self._source.close()
 
 
 def open_runtime(
@@ -183,8 +222,8 @@ def open_runtime(
 
     Args:
         source: An artefact, its folder, or a generator.
-        backend: Registered name, or "auto" for the fastest whose error is accepted, by a short measurement that is
-            kept for this machine, these library versions and this artefact.
+        backend: Registered name, or "auto" for the fastest whose error is accepted, by a short measurement
+            that is kept for this machine, these library versions and this artefact.
         precision: "f32" or "bf16"; None leaves it to the measurement.
         batch_size: The batch to measure at; None takes the recipe's usual one.
         streaming: Many batches will be streamed, so throughput matters more than the latency of one.
@@ -203,34 +242,51 @@ def open_runtime(
     rows, kept = measure_backends(artifact, backend, precision, usual)
     accepted = [row for row in rows if row.accepted]
     if not accepted:
-        raise ParityError(f"On this machine {'; '.join(f'{row}: {row.parity}' for row in rows)}. Export again, or choose another backend.")
+        found = "; ".join(f"{row}: {row.parity}" for row in rows)
+        raise ParityError(f"On this machine {found}. Export again, or choose another backend.")
     best = max(accepted, key=lambda row: row.images_per_second)
     if len(rows) == 1:
         reason = "the only candidate"
     else:
-        reason = f"fastest of {', '.join(map(str, rows))} at batch {usual}" + (" (measured earlier)" if kept else "")
+        when = " (measured earlier)" if kept else ""
+        reason = f"fastest of {', '.join(map(str, rows))} at batch {usual}{when}"
     plugin = BACKENDS.load(best.backend)
     mapping = artifact.mapping_path
     return Runtime(
-        generator=artifact.generator, backend=best.backend, reason=reason, parity=best.parity,
+        generator=artifact.generator,
+        backend=best.backend,
         synthesis=plugin.open(artifact.synthesis_path, best.precision, streaming),
         latents_of_z=_LatentsOfZ(plugin.open(mapping, "f32", False) if mapping else artifact.generator),
-        max_batch=int(artifact.content["batch"]["max"]), usual_batch=usual,
-    )  # fmt: skip
+        reason=reason,
+        parity=best.parity,
+        max_batch=int(artifact.content["batch"]["max"]),
+        usual_batch=usual,
+    )
 
 
 def _open_generator(generator: Generator, backend: str, precision: str | None) -> Runtime:
     name = "eager" if backend == AUTO else backend
     plugin = BACKENDS.load(name)
     if plugin.runs != "module":
-        raise BackendError(f"{name} runs exported graphs, not a model. First: fastdirs export MODEL --out DIR, then name DIR.")
+        raise BackendError(
+            f"{name} runs exported graphs, not a model. "
+            "First: fastdirs export MODEL --out DIR, then name DIR."
+        )
     wanted = precision or "f32"
     _check_precision(name, wanted)
-    reason = "torch runs the model as it is; export it for a compiled graph" if backend == AUTO else "as asked"
+    reason = (
+        "torch runs the model as it is; export it for a compiled graph" if backend == AUTO else "as asked"
+    )
     return Runtime(
-        generator=generator.identity(), backend=name, reason=reason, parity=None, max_batch=None, usual_batch=16,
-        synthesis=plugin.open(SynthesisGraph(generator), wanted, True), latents_of_z=_LatentsOfZ(generator),
-    )  # fmt: skip
+        generator=generator.identity(),
+        backend=name,
+        synthesis=plugin.open(SynthesisGraph(generator), wanted, True),
+        latents_of_z=_LatentsOfZ(generator),
+        reason=reason,
+        parity=None,
+        max_batch=None,
+        usual_batch=16,
+    )
 
 
 def measure_backends(
@@ -258,10 +314,13 @@ def measure_backends(
     )
     store = cache_dir() / _CHOICES
     known = _read_choices(store)
-    if key in known:
+    # A measurement that is missing or damaged is made again and written anew.
+    with suppress(KeyError, TypeError):
         return [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in known[key]], True
     rows = _measure(artifact, pairs, batch_size)
-    write_json(store, {**known, key: [asdict(row) for row in rows]})
+    # Where nothing can be written, each run measures for itself.
+    with suppress(OutputError):
+        write_json(store, {**known, key: [asdict(row) for row in rows]})
     return rows, False
 
 
@@ -269,7 +328,6 @@ def _read_choices(store: Path) -> dict[str, Any]:
     try:
         content = json.loads(store.read_bytes())
     except (OSError, ValueError):
-        # Missing or damaged: measured again and written anew.
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -277,25 +335,30 @@ def _read_choices(store: Path) -> dict[str, Any]:
 def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list[tuple[str, str]]:
     accept = artifact.content["accept"]
     if precision is not None and precision not in accept:
-        raise BackendError(f"This artefact accepts {', '.join(accept)}, not {precision!r}. Export with a recipe that has [accept.{precision}].")
+        raise BackendError(
+            f"This artefact accepts {', '.join(accept)}, not {precision!r}. "
+            "Choose one of these, or export with a recipe that accepts more."
+        )
     if backend != AUTO:
         if BACKENDS.load(backend).runs != "graph":
-            raise BackendError(f"{backend} runs models, not exported graphs. Name the model instead, or another backend.")
+            raise BackendError(
+                f"{backend} runs models, not exported graphs. Name the model instead, or another backend."
+            )
         if precision is not None:
             _check_precision(backend, precision)
-        usable = [p for p in BACKENDS.load(backend).precisions() if p in accept]
-        return [(backend, p) for p in usable if precision in (None, p)]
-    pairs, missing = [], None
-    for name in BACKENDS.names():
-        try:
-            plugin = BACKENDS.load(name)
-        except MissingDependencyError as error:
-            missing = error
-            continue
-        if plugin.runs == "graph":
-            pairs += [(name, p) for p in plugin.precisions() if p in accept and precision in (None, p)]
+        usable = [p for p in BACKENDS.load(backend).precisions() if p in accept and precision in (None, p)]
+        if not usable:
+            raise BackendError(
+                f"{backend} computes in {', '.join(BACKENDS.load(backend).precisions())} here, "
+                f"but this artefact accepts only {', '.join(accept)}. Choose another backend."
+            )
+        return [(backend, p) for p in usable]
+    pairs, missing = graph_backends([p for p in accept if precision in (None, p)])
     if not pairs:
-        raise missing or BackendError(f"No backend computes in {precision} on this machine. Leave --precision out.")
+        raise missing or BackendError(
+            f"Nothing on this machine computes in {precision or ' or '.join(accept)}. "
+            "Leave --precision out, or export with a recipe that accepts f32."
+        )
     return pairs
 
 
@@ -303,8 +366,8 @@ def _check_precision(backend: str, precision: str) -> None:
     offered = BACKENDS.load(backend).precisions()
     if precision not in offered:
         raise BackendError(
-            f"{backend} does not compute in {precision!r} on this machine (its processor would only emulate it, or the "
-            f"runtime lacks it). It offers: {', '.join(offered)}."
+            f"{backend} does not compute in {precision!r} on this machine (its processor would only emulate "
+            f"it, or the runtime lacks it). It offers: {', '.join(offered)}."
         )
 
 
@@ -312,19 +375,25 @@ def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: i
     latents, images = (tensor.numpy() for tensor in artifact.reference())
     accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
     sessions = {pair: BACKENDS.load(pair[0]).open(artifact.synthesis_path, pair[1], True) for pair in pairs}
-    parities = {pair: measure(session, latents, images, (1, batch_size)) for pair, session in sessions.items()}
+    parities = {
+        pair: measure(session, latents, images, (1, batch_size)) for pair, session in sessions.items()
+    }
     batch = np.ascontiguousarray(latents[np.arange(batch_size) % len(latents)])
     # One candidate needs no race, but its speed is still reported.
     rounds = _ROUNDS if len(pairs) > 1 else 1
     timings = time_sessions({" ".join(pair): session for pair, session in sessions.items()}, batch, rounds)
     rows = [
         Measured(
-            backend=pair[0], precision=session.precision, provider=session.provider, detail=session.detail,
-            images_per_second=1000 * batch_size / timings[" ".join(pair)].median_ms, parity=parities[pair],
+            backend=pair[0],
+            precision=session.precision,
+            provider=session.provider,
+            detail=session.detail,
+            images_per_second=1000 * batch_size / timings[" ".join(pair)].median_ms,
+            parity=parities[pair],
             accepted=parities[pair].within(accept[pair[1]]),
         )
         for pair, session in sessions.items()
-    ]  # fmt: skip
+    ]
     for session in sessions.values():
         session.close()
     return rows

@@ -1,4 +1,4 @@
-"""Batches through a session in order, as many at a time as pay off, and the images per second that come out."""
+"""Batches through a session in order, as many at a time as pay off, and how long they take."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +14,8 @@ _BATCHES_PER_TIMING = 4
 def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
     """Run batch after batch while the caller works on the results.
 
-    At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session back.
+    At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session
+    back.
 
     Args:
         session: An opened synthesis.
@@ -38,7 +39,10 @@ def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
 
 
 def time_sessions(
-    sessions: Mapping[str, Session], latents: Array, rounds: int, progress: Callable[[int, int], None] = lambda d, t: None
+    sessions: Mapping[str, Session],
+    latents: Array,
+    rounds: int,
+    progress: Callable[[int, int], None] = lambda d, t: None,
 ) -> dict[str, Timing]:
     """Time a stream of equal batches through each session, in turns.
 

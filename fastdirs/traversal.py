@@ -44,6 +44,9 @@ class Plan:
         directions: Indices into the bank.
         epsilons: Ascending.
         batch_size: Rows of every batch.
+
+    Raises:
+        SelectionError: No seed, direction or epsilon, or a batch size below 1.
     """
 
     seeds: tuple[int, ...]

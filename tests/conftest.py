@@ -1,15 +1,26 @@
-"""What many tests start from: the toy, its bank, and DCGANs with random weights."""
+"""What many tests start from: the toy, its bank, DCGANs with random weights, and artefacts of both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from torch import nn
 
+from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
 from fastdirs.discovery import discover
+from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
+from fastdirs.recipe import Batch, Graph, Recipe
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what the user's own cache holds, measurements above all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -61,5 +72,36 @@ def _random_dcgan(
 
 @pytest.fixture(scope="session")
 def random_dcgan() -> Callable[..., nn.Sequential]:
-    """A DCGAN as its author would write it: `random_dcgan(widths=(z, ...), channels=3, ...)`, z `[batch, z, 1, 1]`."""
+    """A DCGAN as its author would write it: `random_dcgan(widths=(z, ...), ...)`, of z `[batch, z, 1, 1]`."""
     return _random_dcgan
+
+
+@pytest.fixture(scope="session")
+def small_dcgan(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    """32 pixels, as it comes out of a checkpoint; its images differ well between latents."""
+    module = _random_dcgan((16, 24, 16, 12))
+    for layer in module:
+        if isinstance(layer, nn.ConvTranspose2d):
+            layer.weight *= 3
+    path = tmp_path_factory.mktemp("checkpoints") / "small-dcgan.pt"
+    torch.save(module.state_dict(), path)
+    return load_generator(path)
+
+
+@pytest.fixture(scope="session")
+def toy_artifact(toy: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The toy, exported and verified up to batch 8. Read only."""
+    return _export(toy, "auto", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def dcgan_artifact(small_dcgan: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The small DCGAN in the form in which every layer has a bf16 kernel, verified up to batch 8. Read only."""
+    return _export(small_dcgan, "subpixel", tmp_path_factory)
+
+
+def _export(generator: Generator, lowering: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    recipe = Recipe(
+        generator=generator.provenance.name, graph=Graph(lowering=lowering), batch=Batch(opt=4, max=8)
+    )
+    return export_generator(generator, tmp_path_factory.mktemp("artifacts") / "artifact", recipe)

@@ -14,7 +14,9 @@ from fastdirs.generators import Generator
 
 
 def same(a: DirectionBank, b: DirectionBank) -> bool:
-    tensors = all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("directions", "scales", "scores", "ranges"))
+    tensors = all(
+        torch.equal(getattr(a, n), getattr(b, n)) for n in ("directions", "scales", "scores", "ranges")
+    )
     names = ("labels", "layers", "generator", "method", "settings")
     return tensors and all(getattr(a, name) == getattr(b, name) for name in names)
 
@@ -90,7 +92,7 @@ def test_the_bank_fits_its_own_generator(toy: Generator, toy_bank: DirectionBank
 
 def test_the_bank_of_another_generator_is_refused(toy: Generator, toy_bank: DirectionBank) -> None:
     other = {**toy.identity(), "name": "somebody-else", "weights_sha256": "0" * 64}
-    with pytest.raises(BankError, match="was made for toy .*but this is somebody-else"):
+    with pytest.raises(BankError, match=r"was made for toy .*but this is somebody-else"):
         toy_bank.check_generator(other)
 
 
@@ -111,7 +113,7 @@ def test_values_that_are_not_finite(bank_file: Path, name: str, value: float) ->
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BankError, match="does not exist.*fastdirs discover"):
+    with pytest.raises(BankError, match=r"does not exist.*fastdirs discover"):
         load_bank(tmp_path / "bank.safetensors")
 
 
@@ -152,7 +154,7 @@ def test_a_header_that_is_not_true(bank_file: Path) -> None:
     with pytest.raises(BankError, match="does not hold what its header says"):
         load_bank(bank_file)
     rewrite(bank_file, header, scales=torch.zeros(7))
-    with pytest.raises(BankError, match="does not hold what its header says.*scales"):
+    with pytest.raises(BankError, match=r"does not hold what its header says.*scales"):
         load_bank(bank_file)
     rewrite(bank_file, header, surplus=torch.zeros(7))
     with pytest.raises(BankError, match="does not hold what its header says"):

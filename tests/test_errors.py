@@ -10,7 +10,9 @@ from fastdirs.errors import FastdirsError, OutputError, ShapeError, check_shape
 
 
 def test_every_error_is_a_fastdirs_error() -> None:
-    found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    found = [
+        value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)
+    ]
     assert len(found) > 10
     assert all(issubclass(error, FastdirsError) for error in found)
 
@@ -24,7 +26,9 @@ def test_every_error_is_a_fastdirs_error() -> None:
         ((), "", {}),
     ],
 )
-def test_check_shape_lets_fitting_arrays_pass(shape: tuple[int, ...], axes: str, sizes: dict[str, int]) -> None:
+def test_check_shape_lets_fitting_arrays_pass(
+    shape: tuple[int, ...], axes: str, sizes: dict[str, int]
+) -> None:
     check_shape(torch.zeros(shape), axes, "x", **sizes)
     check_shape(np.zeros(shape), axes, "x", **sizes)
 

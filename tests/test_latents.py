@@ -104,7 +104,8 @@ def test_indices(text: str, expected: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "1,", ",1", "1--3", "-1", "3-", "1.5", "9-6", "20", "0-20", "²", "all,1", "0-99999999999999"]
+    "text",
+    ["", "x", "1,", ",1", "1--3", "-1", "3-", "1.5", "9-6", "20", "0-20", "²", "all,1", "0-99999999999999"],
 )
 def test_bad_indices(text: str) -> None:
     with pytest.raises(SelectionError, match=r"layer"):
@@ -118,7 +119,7 @@ def test_seeds() -> None:
 
 @pytest.mark.parametrize("text", ["all", str(MAX_SEED + 1), "0-99999999999999999999", "5-4", "a"])
 def test_bad_seeds(text: str) -> None:
-    with pytest.raises(SelectionError, match="[Ss]eed|backwards"):
+    with pytest.raises(SelectionError, match=r"[Ss]eed|backwards"):
         parse_seeds(text)
 
 
@@ -157,7 +158,11 @@ def test_bad_epsilons(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("parse", "text"),
-    [(parse_seeds, "0-4294967295,0-4294967296"), (parse_seeds, "0-4294967295"), (parse_epsilons, "0:1:4294967296")],
+    [
+        (parse_seeds, "0-4294967295,0-4294967296"),
+        (parse_seeds, "0-4294967295"),
+        (parse_epsilons, "0:1:4294967296"),
+    ],
 )
 def test_huge_lists_are_refused_before_they_fill_the_memory(parse: object, text: str) -> None:
     began = time.monotonic()

@@ -98,7 +98,8 @@ os.chdir(Path(sys.argv[1]).parent)
 folder = Path(Path(sys.argv[1]).name)
 if os.getuid() == 0:
     os.setuid(65534)
-for write in (lambda: write_bytes(folder / "file", b"abc"), atomic_folder(folder / "made", "marker").__enter__):
+made = atomic_folder(folder / "made", "marker")
+for write in (lambda: write_bytes(folder / "file", b"abc"), made.__enter__):
     try:
         write()
     except OutputError as error:
@@ -166,7 +167,10 @@ def test_atomic_folder_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_atomic_folder_is_not_replaced_without_force(tmp_path: Path) -> None:
     fill(tmp_path / "made", "old")
-    with pytest.raises(OutputError, match="exists already.*--force"), atomic_folder(tmp_path / "made", MARKER):
+    with (
+        pytest.raises(OutputError, match=r"exists already.*--force"),
+        atomic_folder(tmp_path / "made", MARKER),
+    ):
         pytest.fail("the block must not run")
     assert (tmp_path / "made" / MARKER).read_text() == "old"
 

@@ -53,7 +53,9 @@ def test_a_new_file_is_registered_at_once(plugins: Registry[str], tmp_path: Path
 
 
 def test_unknown_name_gets_the_nearest_spelling_and_the_list(plugins: Registry[str]) -> None:
-    with pytest.raises(UnknownNameError, match=r"no test plug-in 'alhpa'. Did you mean 'alpha'\? Known: accelerated, "):
+    with pytest.raises(
+        UnknownNameError, match=r"no test plug-in 'alhpa'. Did you mean 'alpha'\? Known: accelerated, "
+    ):
         plugins.load("alhpa")
 
 
@@ -69,7 +71,9 @@ def test_a_name_far_from_all_others_gets_no_guess(plugins: Registry[str]) -> Non
 
 
 def test_missing_package_names_the_pip_command(plugins: Registry[str]) -> None:
-    with pytest.raises(MissingDependencyError, match="needs package_that_nobody_wrote.*pip install package_that"):
+    with pytest.raises(
+        MissingDependencyError, match=r"needs package_that_nobody_wrote.*pip install package_that"
+    ):
         plugins.load("needy")
 
 

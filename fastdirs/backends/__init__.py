@@ -1,7 +1,7 @@
 """The backend contract, and one file per runtime."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from fastdirs.errors import MissingDependencyError
 from fastdirs.registry import Registry
 
 Array = NDArray[np.float32]
@@ -47,8 +48,8 @@ class Backend:
         summary: One line for `fastdirs list backends`.
         runs: "graph" for ONNX files, "module" for torch modules.
         precisions: What this machine executes without emulation, "f32" first.
-        open: (ONNX file or torch module, precision, streaming) -> Session. `streaming` asks for throughput over
-            latency. Raises BackendError if the runtime would fall back to another precision or provider.
+        open: (ONNX file or torch module, precision, streaming) -> Session. `streaming` asks for throughput
+            over latency. Raises BackendError if the runtime would fall back to another precision or provider.
     """
 
     summary: str
@@ -59,3 +60,22 @@ class Backend:
 
 Openable = Path | nn.Module
 BACKENDS: Registry[Backend] = Registry("fastdirs.backends", "BACKEND", "backend")
+
+
+def graph_backends(accepted: Collection[str]) -> tuple[list[tuple[str, str]], MissingDependencyError | None]:
+    """Backend and precision of every installed runtime for graphs, and what is missing of the others.
+
+    Args:
+        accepted: Precisions that may be used.
+    """
+    pairs: list[tuple[str, str]] = []
+    missing = None
+    for name in BACKENDS.names():
+        try:
+            backend = BACKENDS.load(name)
+        except MissingDependencyError as error:
+            missing = error
+            continue
+        if backend.runs == "graph":
+            pairs += [(name, precision) for precision in backend.precisions() if precision in accepted]
+    return pairs, missing

@@ -16,23 +16,30 @@ _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 class _Eager(Session):
     def __init__(self, module: nn.Module, precision: str, streaming: bool) -> None:
         if precision not in _DTYPES:
-            raise BackendError(f"eager has no precision {precision!r}. Expected one of: {', '.join(_DTYPES)}.")
+            raise BackendError(
+                f"eager has no precision {precision!r}. Expected one of: {', '.join(_DTYPES)}."
+            )
         self._dtype = _DTYPES[precision]
         # A copy: changing the precision of the caller's module would change the caller's pictures.
-        self._module = module if self._dtype == torch.float32 else copy.deepcopy(module).to(self._dtype)
+        self._module: nn.Module | None = (
+            module if self._dtype == torch.float32 else copy.deepcopy(module).to(self._dtype)
+        )
         self.precision = precision
-        self.provider = f"torch {torch.__version__.partition('+')[0]} on cpu, {torch.get_num_threads()} threads"
+        version = torch.__version__.partition("+")[0]
+        self.provider = f"torch {version} on cpu, {torch.get_num_threads()} threads"
         self.detail = ""
         self.num_parallel = 1
 
     def run(self, inputs: Sequence[Array]) -> Array:
+        assert self._module is not None
         with torch.inference_mode():
-            output: torch.Tensor = self._module(*(torch.from_numpy(array).to(self._dtype) for array in inputs))
+            tensors = [torch.from_numpy(array).to(self._dtype) for array in inputs]
+            output: torch.Tensor = self._module(*tensors)
             result: Array = output.float().numpy()
         return result
 
     def close(self) -> None:
-        self._module = nn.Identity()
+        self._module = None
 
 
 def _precisions() -> tuple[str, ...]:

@@ -19,15 +19,20 @@ _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 class _OpenVino(Session):
     def __init__(self, path: Path, precision: str, streaming: bool) -> None:
         if precision not in _TYPES:
-            raise BackendError(f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}.")
+            raise BackendError(
+                f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}."
+            )
         mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
         compiled = openvino.Core().compile_model(
             str(path), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
         )
-        # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it on others.
+        # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it
+        # on others.
         in_effect = compiled.get_property(hint.inference_precision()).to_string()
         if in_effect != _TYPES[precision] and in_effect != precision:
-            raise BackendError(f"OpenVINO computes in {in_effect} here instead of {precision}. Ask for --precision f32.")
+            raise BackendError(
+                f"OpenVINO computes in {in_effect} here instead of {precision}. Ask for --precision f32."
+            )
         self.precision = precision
         device = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
         self.provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, {device}"
@@ -36,8 +41,11 @@ class _OpenVino(Session):
         self._requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(self.num_parallel):
             self._requests.put(compiled.create_infer_request())
+        self._closed = False
 
     def run(self, inputs: Sequence[Array]) -> Array:
+        # Otherwise the next line would wait for ever.
+        assert not self._closed
         request = self._requests.get()
         try:
             results = request.infer(dict(enumerate(inputs)), share_inputs=True)
@@ -47,6 +55,7 @@ class _OpenVino(Session):
             self._requests.put(request)
 
     def close(self) -> None:
+        self._closed = True
         while not self._requests.empty():
             self._requests.get()
 
@@ -63,7 +72,7 @@ def _heavy_layers(compiled: openvino.CompiledModel) -> str:
 
 
 def _precisions() -> tuple[str, ...]:
-    return ("f32", "bf16") if bf16_unit() in ("amx_bf16", "avx512_bf16") else ("f32",)
+    return ("f32", "bf16") if bf16_unit() else ("f32",)
 
 
 BACKEND = Backend(summary="OpenVINO, CPU", runs="graph", precisions=_precisions, open=_OpenVino)

@@ -14,7 +14,9 @@ _PROVIDER = "CPUExecutionProvider"
 class _Ort(Session):
     def __init__(self, path: Path, precision: str, streaming: bool) -> None:
         if precision != "f32":
-            raise BackendError(f"ort has no precision {precision!r} on CPUs: ONNX Runtime does not compute in it. Use f32.")
+            raise BackendError(
+                f"ort has no precision {precision!r} on CPUs: ONNX Runtime does not compute in it. Use f32."
+            )
         options = onnxruntime.SessionOptions()
         # Errors are raised; what remains are warnings about graph clean-up that a user cannot act on.
         options.log_severity_level = 3
@@ -24,7 +26,10 @@ class _Ort(Session):
         self._names = [each.name for each in self._session.get_inputs()]
         providers = self._session.get_providers()
         if providers[0] != _PROVIDER:
-            raise BackendError(f"ONNX Runtime chose {providers[0]} instead of {_PROVIDER}. Install onnxruntime, not a GPU build.")
+            raise BackendError(
+                f"ONNX Runtime chose {providers[0]} instead of {_PROVIDER}. "
+                "Install onnxruntime, not a GPU build."
+            )
         self.precision = precision
         self.provider = f"ONNX Runtime {onnxruntime.__version__}, {providers[0]}"
         self.detail = ""

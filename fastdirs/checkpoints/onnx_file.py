@@ -42,6 +42,14 @@ def read_graph(path: Path) -> "onnx.ModelProto":
         raise _broken(path, error) from error
 
 
+def dtype_name(elem_type: int) -> str:
+    """What ONNX calls a type of numbers, such as "float"; a damaged file may name one that does not exist."""
+    from onnx import TensorProto
+
+    names: dict[int, str] = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    return names.get(elem_type, f"unknown type {elem_type}")
+
+
 def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:
     import onnx
 

@@ -56,8 +56,8 @@ def state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
     except _BROKEN as error:
         if "TorchScript" in str(error):
             raise CheckpointError(
-                f"{path} is a TorchScript program, which cannot be read without running it, so it was refused; "
-                "nothing was run. Ask its author for a plain state dict or safetensors."
+                f"{path} is a TorchScript program, which cannot be read without running it, so it was "
+                "refused; nothing was run. Ask its author for a plain state dict or safetensors."
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = re.split(r"(?<=\w)\. ", reason)[0]

@@ -1,15 +1,26 @@
 """Printing: results to standard output, everything else to standard error."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
+_PIPE_WIDTH = 240
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -30,7 +41,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    # In a pipe or a file there is no window whose width would have to be kept.
+    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
 
 
 def show_facts(facts: Mapping[str, object], indent: int = 0) -> None:
@@ -59,14 +71,24 @@ class _Rate(ProgressColumn):
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with rate and time left on standard error; yields what moves it: (phase, done, total)."""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), console=CONSOLE
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=CONSOLE,
     )
     tasks: dict[str, TaskID] = {}
 
     def move(phase: str, done: int, total: int) -> None:
         if phase not in tasks:
+            # Not before there is something to show: an error met earlier stands alone.
+            bar.start()
             tasks[phase] = bar.add_task(phase, total=total)
         bar.update(tasks[phase], completed=done, total=total)
 
-    with bar:
+    try:
         yield move
+    finally:
+        if tasks:
+            bar.stop()

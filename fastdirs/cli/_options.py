@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OUT = click.option("--out", metavar="PATH", required=True, type=click.Path(path_type=Path), help="Where to write.")
+OUT = click.option(
+    "--out", metavar="PATH", required=True, type=click.Path(path_type=Path), help="Where to write."
+)
 FORCE = click.option("--force", is_flag=True, help="Replace what an earlier run of this command wrote there.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON to standard output.")
 
@@ -30,15 +32,33 @@ def key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[str
 def model_options(command: F) -> F:
     """--family, --generator and --generator-option: how MODEL becomes a generator."""
     for option in (
-        click.option("--generator-option", "options", metavar="KEY=VALUE", multiple=True, callback=key_values, help="Settle what a checkpoint leaves open; `fastdirs list generators` shows the keys."),
-        click.option("--generator", "factory", metavar="PACKAGE.MODULE:FUNCTION", help="Your own code that makes the generator (from MODEL, if it takes a path)."),
-        click.option("--family", metavar="NAME", help="Family of a checkpoint; recognised from its content if left out."),
-    ):  # fmt: skip
+        click.option(
+            "--generator-option",
+            "options",
+            metavar="KEY=VALUE",
+            multiple=True,
+            callback=key_values,
+            help="Settle what a checkpoint leaves open; `fastdirs list generators` shows the keys.",
+        ),
+        click.option(
+            "--generator",
+            "factory",
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="Your own code that makes the generator (from MODEL, if it takes a path).",
+        ),
+        click.option(
+            "--family",
+            metavar="NAME",
+            help="Family of a checkpoint; recognised from its content if left out.",
+        ),
+    ):
         command = option(command)
     return command
 
 
-def load_model(model: str | None, family: str | None, factory: str | None, options: dict[str, str]) -> "Generator":
+def load_model(
+    model: str | None, family: str | None, factory: str | None, options: dict[str, str]
+) -> "Generator":
     """The generator that MODEL and the options above name.
 
     Raises:
@@ -48,6 +68,8 @@ def load_model(model: str | None, family: str | None, factory: str | None, optio
 
     if model is None:
         if factory is None:
-            raise click.UsageError("Missing argument 'MODEL': a zoo name, a checkpoint file, or package.module:function.")
+            raise click.UsageError(
+                "Missing argument 'MODEL': a zoo name, a checkpoint file, or package.module:function."
+            )
         return load_generator(factory, family, options)
     return load_generator(model, family, options, factory)

@@ -7,14 +7,36 @@ from fastdirs.cli._options import JSON, load_model, model_options
 
 @click.command()
 @click.argument("model", required=False)
-@click.option("--batch", metavar="IMAGES", type=click.IntRange(min=1), default=64, show_default=True, help="Images in a batch.")
-@click.option("--rounds", metavar="COUNT", type=click.IntRange(min=1), default=7, show_default=True, help="Timings of each candidate.")
+@click.option(
+    "--batch",
+    metavar="IMAGES",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Images in a batch.",
+)
+@click.option(
+    "--rounds",
+    metavar="COUNT",
+    type=click.IntRange(min=1),
+    default=7,
+    show_default=True,
+    help="Timings of each candidate.",
+)
 @model_options
 @JSON
 def bench(
-    model: str | None, batch: int, rounds: int, family: str | None, factory: str | None, options: dict[str, str], as_json: bool
+    model: str | None,
+    batch: int,
+    rounds: int,
+    family: str | None,
+    factory: str | None,
+    options: dict[str, str],
+    as_json: bool,
 ) -> None:
-    """Measure MODEL on every backend and precision here: images per second, latency, error, memory.
+    """Measure MODEL on every backend and precision here.
+
+    Images per second, latency of a single image, error against torch, memory.
 
     \b
     Example:
@@ -33,8 +55,14 @@ def bench(
         show_json({**conditions(generator, batch), "rows": [asdict(row) for row in rows]})
         return
     machine = conditions(generator, batch)["machine"]
-    note(f"{generator.provenance.name}, batch {batch}, {machine['cores']} cores of {machine['processor']}, bf16 unit: {machine['bf16_unit'] or 'none'}")
-    columns = ["backend", "precision", "images/s", "batch ms", "one image ms", "error (mean, max grey levels)", "memory MiB", "provider"]
+    note(
+        f"{generator.provenance.name}, batch {batch}, {machine['cores']} cores of {machine['processor']}, "
+        f"bf16 unit: {machine['bf16_unit'] or 'none'}"
+    )
+    columns = [
+        "backend", "precision", "images/s", "batch ms", "one image ms", "error (mean, max grey levels)",
+        "memory MiB", "provider",
+    ]  # fmt: skip
     cells = []
     for row in rows:
         if row.batch_ms is None or row.latency_ms is None or row.parity is None:
@@ -43,7 +71,8 @@ def bench(
         cells.append([
             row.backend, row.precision, f"{row.images_per_second:,.0f}",
             f"{row.batch_ms.median_ms:.1f} ({row.batch_ms.low_ms:.1f}-{row.batch_ms.high_ms:.1f})",
-            f"{row.latency_ms.median_ms:.2f}", f"{row.parity.mean:.2g}, {row.parity.max:.2g}", f"{row.memory_mib:.0f}", row.provider,
+            f"{row.latency_ms.median_ms:.2f}", f"{row.parity.mean:.2g}, {row.parity.max:.2g}",
+            f"{row.memory_mib:.0f}", row.provider,
         ])  # fmt: skip
     show_table(columns, cells)
 

@@ -9,8 +9,15 @@ from fastdirs.cli._options import FORCE, JSON, OUT, load_model, model_options
 
 @click.command()
 @click.argument("model", required=False, metavar="MODEL|RECIPE")
-@click.option("--lowering", metavar="FORM", help="plain, folded, subpixel, or auto (default) for the fastest here.")
-@click.option("--max-batch", metavar="IMAGES", type=click.IntRange(min=1), help="Largest batch to verify. [default: 128]")
+@click.option(
+    "--lowering", metavar="FORM", help="plain, folded, subpixel, or auto (default) for the fastest here."
+)
+@click.option(
+    "--max-batch",
+    metavar="IMAGES",
+    type=click.IntRange(min=1),
+    help="Largest batch to verify. [default: 128]",
+)
 @model_options
 @OUT
 @FORCE
@@ -19,9 +26,10 @@ def export(
     model: str | None, lowering: str | None, max_batch: int | None, family: str | None, factory: str | None,
     options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Export MODEL, or what RECIPE (a .toml file) describes, to ONNX, and verify it against torch.
+    """Export MODEL to ONNX, and verify it against torch.
 
-    Verified at batch 1, 2 and the largest; beyond the tolerance the export fails and leaves nothing.
+    RECIPE is a .toml file that describes an export. Verified at batch 1, 2 and the largest; beyond the
+    tolerance the export fails and leaves nothing.
 
     \b
     Example:
@@ -32,10 +40,18 @@ def export(
     from fastdirs.recipe import Batch, Graph, Recipe, load_recipe
 
     if model is not None and model.endswith(".toml"):
-        given = {"--lowering": lowering, "--max-batch": max_batch, "--family": family, "--generator": factory, "--generator-option": options}
+        given = {
+            "--lowering": lowering,
+            "--max-batch": max_batch,
+            "--family": family,
+            "--generator": factory,
+            "--generator-option": options,
+        }
         clash = [name for name, value in given.items() if value]
         if clash:
-            raise click.UsageError(f"A recipe says everything itself: leave out {', '.join(clash)}, or edit the recipe.")
+            raise click.UsageError(
+                f"A recipe says everything itself: leave out {', '.join(clash)}, or edit the recipe."
+            )
         artifact = export_recipe(load_recipe(Path(model)), Path(model).parent, out, force, note)
     else:
         generator = load_model(model, family, factory, options)

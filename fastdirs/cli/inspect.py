@@ -11,7 +11,9 @@ from fastdirs.cli._options import JSON
 @click.argument("file", type=click.Path(path_type=Path))
 @JSON
 def inspect(file: Path, as_json: bool) -> None:
-    """Say what FILE holds: checkpoint, direction bank, ONNX graph, artefact or traversal folder, engine, recipe.
+    """Say what FILE holds.
+
+    A checkpoint, direction bank, ONNX graph, artefact or traversal (a folder), TensorRT engine, or recipe.
 
     \b
     Example:

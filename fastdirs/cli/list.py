@@ -13,7 +13,9 @@ from fastdirs.errors import MissingDependencyError
 @click.argument("what", type=click.Choice(["generators", "methods", "backends", "zoo"]))
 @JSON
 def list_command(what: str, as_json: bool) -> None:
-    """Show generator families, discovery methods, backends of this machine, or the zoo of real generators.
+    """Show generator families, methods, backends, or the zoo.
+
+    For backends it says what this machine can run; for the zoo, which generators were pulled.
 
     \b
     Example:

@@ -9,11 +9,18 @@ from fastdirs.cli._options import FORCE, JSON
 
 @click.command()
 @click.argument("name")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Where to write; the cache folder if left out.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write; the cache folder if left out.",
+)
 @FORCE
 @JSON
 def pull(name: str, out: Path | None, force: bool, as_json: bool) -> None:
-    """Download the zoo generator NAME, check its hash, and keep it as safetensors with licence and source.
+    """Download the zoo generator NAME.
+
+    Its hash is checked, and it is kept as safetensors, with licence and source.
 
     \b
     Example:

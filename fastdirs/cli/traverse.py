@@ -23,14 +23,58 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.argument("model", metavar="MODEL|ARTIFACT")
 @click.argument("bank", required=False)
 @click.option("--seeds", metavar="LIST", default="0-7", show_default=True, help="Seeds, such as 0-63 or 5,9.")
-@click.option("--directions", metavar="LIST", default="all", show_default=True, help="Directions of the bank, such as 0-4,7.")
-@click.option("--epsilons", metavar="FIRST:LAST:COUNT", default="-6:6:9", show_default=True, help="Signed lengths of the shift; or a list, -3,0,3.")
-@click.option("--psi", metavar="FACTOR", type=float, default=1.0, show_default=True, help="Truncation; 1 = off.")
-@click.option("--cutoff", metavar="LAYERS", type=click.IntRange(min=0), help="Truncate only the first layers. [default: all]")
-@click.option("--batch", metavar="[IMAGES]", is_flag=False, flag_value="0", callback=_batch, help="Images rendered at a time; --batch alone measures which size is best here.")
-@click.option("--image-format", type=click.Choice(["jpg", "png", "webp"]), default="jpg", show_default=True, help="Of strips and grids.")
-@click.option("--write", metavar="LIST", default="strips,atlas", show_default=True, help=f"What to write: {', '.join(_WRITERS.names())}.")
-@click.option("--backend", metavar="NAME", default="auto", show_default=True, help="auto measures what is here and says what it chose.")
+@click.option(
+    "--directions",
+    metavar="LIST",
+    default="all",
+    show_default=True,
+    help="Directions of the bank, such as 0-4,7.",
+)
+@click.option(
+    "--epsilons",
+    metavar="FIRST:LAST:COUNT",
+    default="-6:6:9",
+    show_default=True,
+    help="Signed lengths of the shift; or a list, -3,0,3.",
+)
+@click.option(
+    "--psi", metavar="FACTOR", type=float, default=1.0, show_default=True, help="Truncation; 1 = off."
+)
+@click.option(
+    "--cutoff",
+    metavar="LAYERS",
+    type=click.IntRange(min=0),
+    help="Truncate only the first layers. [default: all]",
+)
+@click.option(
+    "--batch",
+    metavar="[IMAGES]",
+    is_flag=False,
+    flag_value="0",
+    callback=_batch,
+    help="Images rendered at a time; --batch alone measures which size is best here.",
+)
+@click.option(
+    "--image-format",
+    type=click.Choice(["jpg", "png", "webp"]),
+    default="jpg",
+    show_default=True,
+    help="Of strips and grids.",
+)
+@click.option(
+    "--write",
+    metavar="LIST",
+    default="strips,atlas",
+    show_default=True,
+    help=f"What to write: {', '.join(_WRITERS.names())}.",
+)
+@click.option(
+    "--backend",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto measures what is here and says what it chose.",
+)
 @click.option("--precision", metavar="NAME", help="f32 or bf16; the fastest that is accepted if left out.")
 @model_options
 @OUT
@@ -41,13 +85,14 @@ def traverse(
     batch: int | None, image_format: str, write: str, backend: str, precision: str | None, family: str | None,
     factory: str | None, options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Render the directions of BANK on MODEL or an exported ARTIFACT: every seed, direction and epsilon.
+    """Render the directions of BANK on MODEL or ARTIFACT.
 
-    A run that was interrupted continues when the same command is given again.
+    Every seed, direction and epsilon. A run that was interrupted continues when the same command is given
+    again.
 
     \b
     Example:
-      fastdirs traverse artifact bank.safetensors --seeds 0-3 --directions all --epsilons -6:6:9 --batch --out out
+      fastdirs traverse artifact bank.safetensors --seeds 0-3 --epsilons -6:6:9 --batch --out out
     """
     from fastdirs.artifact import is_artifact, open_artifact
     from fastdirs.cli._console import note, progress_bar, show_json
@@ -59,6 +104,7 @@ def traverse(
 
     if bank is None and factory is None:
         raise click.UsageError("Missing argument 'BANK': a file made by `fastdirs discover`.")
+    chosen_seeds, chosen_epsilons = parse_seeds(seeds), parse_epsilons(epsilons)
     # With --generator, MODEL may be left out: the only argument is the bank.
     source, bank_path = (model, bank) if bank is not None else (None, model)
     loaded = load_bank(str(bank_path))
@@ -71,12 +117,12 @@ def traverse(
         note(f"{plan.num_images} images, {plan.num_rendered} rendered, in batches of {plan.batch_size}")
 
     known = source is not None and factory is None and is_artifact(Path(source))
+    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     with progress_bar() as progress:
         gallery = render(
-            open_artifact(str(source)) if known else load_model(source, family, factory, options), loaded, out,
-            parse_seeds(seeds), chosen, parse_epsilons(epsilons), psi=psi, cutoff=cutoff, image_format=image_format,
-            writers=[name.strip() for name in write.split(",")], backend=backend, precision=precision, batch_size=batch,
-            force=force, progress=progress, opened=opened,
+            opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, psi=psi, cutoff=cutoff,
+            image_format=image_format, writers=[name.strip() for name in write.split(",")], backend=backend,
+            precision=precision, batch_size=batch, force=force, progress=progress, opened=opened,
         )  # fmt: skip
     page = out / "index.html"
     if as_json:

@@ -11,7 +11,9 @@ from fastdirs.cli._options import JSON
 @click.argument("artifact", type=click.Path(path_type=Path))
 @JSON
 def verify(artifact: Path, as_json: bool) -> None:
-    """Compare ARTIFACT with the torch images kept in it, on every backend and precision of this machine.
+    """Compare ARTIFACT with the torch images kept in it.
+
+    Done on every backend and precision of this machine; no checkpoint is needed.
 
     \b
     Example:

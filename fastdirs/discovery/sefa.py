@@ -17,6 +17,9 @@ class Settings:
     Attributes:
         normalize: "rows" scales each output unit's row to unit length, as the paper's code; "none" keeps the
             raw weights.
+
+    Raises:
+        SelectionError: Another normalisation.
     """
 
     normalize: str = field(default="rows", metadata={"help": "rows (published) or none (raw weights)"})

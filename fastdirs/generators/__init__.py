@@ -63,6 +63,9 @@ class Generator(nn.Module, ABC):
         img_channels: 1 (grey) or 3 (RGB).
         config: Settings from which the family builds the same architecture again.
         provenance: Where the weights come from.
+
+    Raises:
+        ContractError: Another number of `reads` than of stages.
     """
 
     latent_mean: Tensor
@@ -266,6 +269,7 @@ class ModuleGenerator(Generator):
             img_channels=images.shape[1], stages=[_ModuleStage(module, z_axes)], reads=[(0,)], config={},
         )  # fmt: skip
         self.provenance = Provenance(name=name, source="code of the user")
+        self.eval()
 
     @property
     def has_mapping(self) -> bool:

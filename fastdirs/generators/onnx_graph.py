@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
+from fastdirs.checkpoints.onnx_file import dtype_name
 from fastdirs.errors import CheckpointError, ContractError
 from fastdirs.generators import Factor, Family, Generator, Provenance
 from fastdirs.latents import sample_z
@@ -164,7 +165,11 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
 
 def _check_weights(model: onnx.ModelProto, path: str) -> None:
     for tensor in model.graph.initializer:
-        if tensor.data_type in _FLOATS and not np.isfinite(numpy_helper.to_array(tensor)).all():
+        try:
+            values = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is a broken ONNX file: {tensor.name!r}: {error}.") from error
+        if tensor.data_type in _FLOATS and not np.isfinite(values).all():
             raise CheckpointError(
                 f"{path} has NaN or infinite values in {tensor.name!r}: "
                 "its training failed or the file is damaged."
@@ -192,7 +197,7 @@ def _z_shape(source: onnx.ValueInfoProto, path: str) -> tuple[int, ...]:
     """Shape of one z in the file, without the batch axis: all axes but one have size 1."""
     kind = source.type.tensor_type
     sizes = ", ".join(str(axis.dim_value or axis.dim_param or "?") for axis in kind.shape.dim)
-    found = f"its input {source.name!r} is [{sizes}], {TensorProto.DataType.Name(kind.elem_type).lower()}"
+    found = f"its input {source.name!r} is [{sizes}], {dtype_name(kind.elem_type)}"
     row = tuple(axis.dim_value for axis in kind.shape.dim)[1:]
     wide = [size for size in row if size > 1]
     if kind.elem_type not in _FLOATS or len(row) > 3 or (len(wide) > 1 and len(row) != 2):

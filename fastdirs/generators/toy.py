@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastdirs.errors import SelectionError
 from fastdirs.generators import Factor, Family, Generator, Provenance
 from fastdirs.manifest import Json
 
@@ -14,6 +15,8 @@ ATTRIBUTES = ("x", "y", "size", "hue", "background")
 # apart even after every row has been scaled to unit length.
 _UNITS = (9, 8, 7, 6, 5)
 _EDGE_PIXELS = 1.5
+_MAX_SIZE = 4096
+_OPTIONS = {"resolution": "height and width in pixels (default 64)", "z_dim": "size of z (default 16)"}
 
 
 class _AttributeStage(nn.Module):
@@ -76,9 +79,17 @@ class Toy(Generator):
     Args:
         resolution: Height and width, in pixels.
         z_dim: Size of z, at least 5; the rest of z changes nothing.
+
+    Raises:
+        SelectionError: A size outside 4 to 4096 pixels or 5 to 4096 numbers.
     """
 
     def __init__(self, resolution: int = 64, z_dim: int = 16) -> None:
+        if not 4 <= resolution <= _MAX_SIZE or not len(_UNITS) <= z_dim <= _MAX_SIZE:
+            raise SelectionError(
+                f"A toy of {resolution} pixels with z_dim {z_dim} is out of range. "
+                f"Expected 4 to {_MAX_SIZE} pixels and a z_dim of {len(_UNITS)} to {_MAX_SIZE}."
+            )
         super().__init__(
             family="toy", space="z", z_dim=z_dim, num_layers=1, dim=z_dim,
             img_resolution=resolution, img_channels=3,
@@ -121,5 +132,8 @@ def _build(config: Json) -> Generator:
 
 
 GENERATOR = Family(
-    summary="procedural disc with known directions and mask, no weights", build=_build, infer=None
+    summary="procedural disc with known directions and mask, no weights",
+    build=_build,
+    infer=None,
+    options=_OPTIONS,
 )

@@ -16,7 +16,9 @@ def test_tensors_keep_values_and_types(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors")
     tensors, header = read_safetensors(tmp_path / "model.safetensors")
     assert header == {}
-    assert all(torch.equal(tensors[key], STATE[key]) and tensors[key].dtype == STATE[key].dtype for key in STATE)
+    assert all(
+        torch.equal(tensors[key], STATE[key]) and tensors[key].dtype == STATE[key].dtype for key in STATE
+    )
 
 
 def test_our_own_header_is_read(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_truncated(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(STATE, path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="broken safetensors file.*Download or make it again"):
+    with pytest.raises(CheckpointError, match=r"broken safetensors file.*Download or make it again"):
         read_checkpoint(path)
 
 

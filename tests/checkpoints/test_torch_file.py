@@ -28,7 +28,9 @@ def saved(tmp_path: Path, content: object) -> Path:
     return tmp_path / "model.pt"
 
 
-@pytest.mark.parametrize("kind", ["plain pickle", "torch zip", "torch legacy", "in a state dict", "protocol 4"])
+@pytest.mark.parametrize(
+    "kind", ["plain pickle", "torch zip", "torch legacy", "in a state dict", "protocol 4"]
+)
 def test_a_file_that_wants_to_run_code_is_refused_unrun(tmp_path: Path, kind: str) -> None:
     witness, path = tmp_path / "witness", tmp_path / "model.pt"
     evil = Touch(witness)
@@ -50,12 +52,12 @@ def test_the_witness_works(tmp_path: Path) -> None:
 
 
 def test_the_refusal_names_what_the_file_asks_for(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="asks to import and run .*system"):
+    with pytest.raises(CheckpointError, match=r"asks to import and run .*system"):
         read_checkpoint(saved(tmp_path, Touch(tmp_path / "witness")))
 
 
 def test_a_whole_pickled_module_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="asks to import and run torch.nn.modules.linear.Linear"):
+    with pytest.raises(CheckpointError, match=r"asks to import and run torch.nn.modules.linear.Linear"):
         read_checkpoint(saved(tmp_path, nn.Linear(2, 2)))
 
 
@@ -73,7 +75,9 @@ def test_things_beside_the_tensors_are_left_out(tmp_path: Path) -> None:
     assert list(read) == ["weight"]
 
 
-@pytest.mark.parametrize("key", ["G_ema", "g_ema", "generator_smooth", "netG_state_dict", "netG", "generator"])
+@pytest.mark.parametrize(
+    "key", ["G_ema", "g_ema", "generator_smooth", "netG_state_dict", "netG", "generator"]
+)
 def test_the_generator_is_preferred(tmp_path: Path, key: str) -> None:
     read = read_checkpoint(saved(tmp_path, {"discriminator": D, key: G, "optimizer": {"step": 1}}))
     assert torch.equal(read.tensors["weight"], G["weight"])
@@ -94,7 +98,7 @@ def test_several_state_dicts_are_ambiguous_until_one_is_named(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"several state dicts: 'A', 'B.inner'. .*key=NAME"):
         read_checkpoint(path)
     assert torch.equal(read_checkpoint(path, key="B.inner").tensors["weight"], G["weight"])
-    with pytest.raises(UnknownNameError, match="Did you mean 'B.inner'"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'B.inner'"):
         read_checkpoint(path, key="B.iner")
 
 
@@ -122,5 +126,5 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(nn.Tanh(), torch.zeros(1)), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="is a TorchScript program.*nothing was run"):
+    with pytest.raises(CheckpointError, match=r"is a TorchScript program.*nothing was run"):
         read_checkpoint(tmp_path / "model.pt")

@@ -3,6 +3,8 @@
 import copy
 import io
 import logging
+import subprocess
+import sys
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -344,3 +346,28 @@ def test_unknown_option_and_range(toy_file: Path) -> None:
         fastdirs.load_generator(toy_file, options={"output_rang": "0:1"})
     with pytest.raises(UnknownNameError, match="0:255"):
         fastdirs.load_generator(toy_file, options={"output_range": "0:256"})
+
+
+def test_without_onnxruntime(tmp_path: Path) -> None:
+    _net(tmp_path / "net.onnx")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    program = """
+import sys
+sys.modules["onnxruntime"] = None
+import fastdirs
+from fastdirs.errors import FastdirsError
+for name in ("net.onnx", "other.pt", "celeba"):
+    try:
+        fastdirs.load_generator(name)
+    except FastdirsError as error:
+        print(type(error).__name__, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    graph, other, typo = done.stdout.splitlines()
+    assert graph.startswith("MissingDependencyError")
+    assert graph.endswith("pip install 'fastdirs[cpu]'")
+    assert "too few for a DCGAN" in other
+    assert "onnxruntime" not in other
+    assert "Did you mean" in typo

@@ -1,0 +1,46 @@
+"""What is special to torch as a backend."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastdirs.backends import BACKENDS
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph
+from fastdirs.latents import sample_z
+
+
+def test_f32_is_the_reference_itself(small_dcgan: Generator) -> None:
+    latents = small_dcgan.mapping(sample_z(range(2), small_dcgan.z_dim))
+    session = BACKENDS.load("eager").open(SynthesisGraph(small_dcgan), "f32", False)
+    np.testing.assert_array_equal(session.run([latents.numpy()]), small_dcgan.synthesis(latents).numpy())
+
+
+def test_bf16_leaves_the_callers_module_alone(small_dcgan: Generator) -> None:
+    latents = small_dcgan.mapping(sample_z(range(2), small_dcgan.z_dim))
+    before = small_dcgan.synthesis(latents)
+    module = SynthesisGraph(small_dcgan)
+    session = BACKENDS.load("eager").open(module, "bf16", False)
+    images = session.run([latents.numpy()])
+    assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+    torch.testing.assert_close(small_dcgan.synthesis(latents), before, rtol=0, atol=0)
+    # It does compute in bf16.
+    assert 1e-4 < np.abs(images - before.numpy()).max() < 0.2
+
+
+def test_keeps_no_gradients(toy: Generator) -> None:
+    module = SynthesisGraph(toy)
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    try:
+        session = BACKENDS.load("eager").open(module, "f32", False)
+        assert session.run([sample_z([0], toy.z_dim)[:, None].numpy()]).shape[0] == 1
+    finally:
+        module.requires_grad_(False)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_names_version_and_threads(toy: Generator, precision: str) -> None:
+    session = BACKENDS.load("eager").open(SynthesisGraph(toy), precision, False)
+    version = torch.__version__.partition("+")[0]
+    assert session.provider == f"torch {version} on cpu, {torch.get_num_threads()} threads"

@@ -1,0 +1,129 @@
+"""What every discovery method promises. A new method is tested the moment its file exists."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdirs.directions import DirectionBank, load_bank
+from fastdirs.discovery import METHODS, discover, parse_settings
+from fastdirs.errors import SelectionError, UnknownNameError
+from fastdirs.generators import Generator
+from fastdirs.generators.toy import ATTRIBUTES, Toy
+from fastdirs.latents import sample_z
+
+
+@pytest.fixture(scope="module", params=METHODS.names())
+def bank(request: pytest.FixtureRequest, toy: Generator) -> DirectionBank:
+    return discover(toy, request.param, num_directions=len(ATTRIBUTES))
+
+
+def test_it_finds_the_true_directions(toy: Generator, bank: DirectionBank) -> None:
+    assert isinstance(toy, Toy)
+    cosines = (toy.true_directions().flatten(1) @ bank.directions.flatten(1).T).abs()
+    assert (cosines.amax(dim=1) > 0.9).all(), "some attribute is found by no direction"
+    assert cosines.argmax(dim=1).unique().numel() == len(ATTRIBUTES), (
+        "one direction stands for two attributes"
+    )
+
+
+def test_the_bank_says_what_it_is(toy: Generator, bank: DirectionBank) -> None:
+    assert len(bank) == len(ATTRIBUTES)
+    assert bank.directions.shape == (len(bank), toy.num_layers, toy.dim)
+    assert bank.directions.dtype == torch.float32
+    assert bank.method in METHODS.names()
+    assert bank.layers == (0,)
+    assert bank.generator == toy.identity()
+    assert len(set(bank.labels)) == len(bank)
+    bank.check_generator(toy.identity())
+
+
+def test_directions_have_unit_length_and_a_fixed_sign(bank: DirectionBank) -> None:
+    flat = bank.directions.flatten(1)
+    torch.testing.assert_close(flat.norm(dim=1), torch.ones(len(bank)))
+    largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))
+    assert (largest > 0).all()
+
+
+def test_best_first(bank: DirectionBank) -> None:
+    assert (bank.scores.diff() <= 0).all()
+
+
+def test_scales_are_the_spread_of_latents_along_the_directions(toy: Generator, bank: DirectionBank) -> None:
+    latents = toy.mapping(sample_z(range(5000, 7000), toy.z_dim))
+    along = latents[:, 0] @ bank.directions[:, 0].T
+    torch.testing.assert_close(bank.scales, along.std(dim=0), rtol=0.1, atol=0)
+
+
+def test_ranges_are_symmetric_and_grow_with_the_scale(bank: DirectionBank) -> None:
+    torch.testing.assert_close(bank.ranges[:, 0], -bank.ranges[:, 1])
+    torch.testing.assert_close(bank.ranges[:, 1] / bank.scales, torch.full((len(bank),), 6.0))
+
+
+def test_the_same_call_gives_the_same_bank(toy: Generator, bank: DirectionBank) -> None:
+    again = discover(toy, bank.method, num_directions=len(bank))
+    torch.testing.assert_close(again.directions, bank.directions, rtol=0, atol=1e-6)
+
+
+def test_fewer_directions_are_the_first_ones(toy: Generator, bank: DirectionBank) -> None:
+    fewer = discover(toy, bank.method, num_directions=2)
+    assert len(fewer) == 2
+
+
+def test_the_bank_survives_a_file(bank: DirectionBank, tmp_path: Path) -> None:
+    bank.save(tmp_path / "bank.safetensors")
+    loaded = load_bank(tmp_path / "bank.safetensors")
+    assert torch.equal(loaded.directions, bank.directions)
+    assert loaded.settings == bank.settings
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_progress_ends_at_the_end(toy: Generator, method: str) -> None:
+    calls: list[tuple[int, int]] = []
+    discover(toy, method, num_directions=1, progress=lambda done, total: calls.append((done, total)))
+    assert calls
+    assert calls[-1][0] == calls[-1][1]
+    assert all(0 <= done <= total for done, total in calls)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("count", [0, -1, 17])
+def test_number_of_directions_out_of_range(toy: Generator, method: str, count: int) -> None:
+    with pytest.raises(SelectionError, match=f"{count} directions are out of range.*1 to 16"):
+        discover(toy, method, num_directions=count)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("layers", [[1], [-1], [0, 5]])
+def test_layers_out_of_range(toy: Generator, method: str, layers: list[int]) -> None:
+    with pytest.raises(SelectionError, match=r"There is no layer .*has layers 0 to 0"):
+        discover(toy, method, num_directions=1, layers=layers)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_unknown_option_is_named(toy: Generator, method: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"no option of {method} 'no_such_option'"):
+        discover(toy, method, settings={"no_such_option": "1"})
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_option_has_help_and_a_default(method: str) -> None:
+    plugin = METHODS.load(method)
+    assert plugin.summary
+    assert is_dataclass(plugin.settings)
+    plugin.settings()
+    for option in fields(plugin.settings):
+        assert option.metadata.get("help"), f"option {option.name} of {method} has no help"
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_defaults_survive_being_written_as_text(method: str) -> None:
+    settings = METHODS.load(method).settings
+    written = {f.name: str(getattr(settings(), f.name)).lower() for f in fields(settings)}
+    assert parse_settings(method, settings, written) == settings()
+
+
+def test_unknown_method_gets_the_nearest_spelling(toy: Generator) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'sefa'"):
+        discover(toy, "seffa")

@@ -1,0 +1,165 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastdirs.discovery import discover, parse_settings
+from fastdirs.discovery.sefa import Settings, find
+from fastdirs.errors import SelectionError, UnknownNameError
+from fastdirs.generators import Factor, Generator, ModuleGenerator
+from fastdirs.loading import load_generator
+
+
+class Stack(Generator):
+    """Three latent layers, of which the first two are read by weights; draws nothing worth looking at."""
+
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__(
+            family="stack", space="w+", z_dim=dim, num_layers=3, dim=dim, img_resolution=1, img_channels=3,
+            stages=[nn.Identity()], reads=[(0, 1, 2)], config={},
+        )  # fmt: skip
+        random = np.random.RandomState(1)
+        self.weights = [torch.from_numpy(random.randn(units, dim)).float() for units in (5, 9, 7)]
+
+    @property
+    def has_mapping(self) -> bool:
+        return True
+
+    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
+        return z[:, None].repeat(1, self.num_layers, 1)
+
+    def factors(self) -> list[Factor]:
+        layers = (0, 1, 1)
+        return [
+            Factor(f"weight {i}", layer, weight)
+            for i, (layer, weight) in enumerate(zip(layers, self.weights, strict=True))
+        ]
+
+
+def by_hand(weights: list[Tensor], normalize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Right singular vectors of the stacked rows and their squared singular values, largest first."""
+    a = np.concatenate([weight.double().numpy() for weight in weights])
+    if normalize:
+        a = a / np.linalg.norm(a, axis=1, keepdims=True)
+    _, values, vectors = np.linalg.svd(a, full_matrices=False)
+    return vectors, values**2
+
+
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+@pytest.mark.parametrize(
+    ("layers", "which"), [([0], [0]), ([1], [1, 2]), ([0, 1], [0, 1, 2]), ([1, 2], [1, 2])]
+)
+def test_equals_a_singular_value_decomposition(normalize: str, layers: list[int], which: list[int]) -> None:
+    stack = Stack()
+    bank = discover(stack, "sefa", 4, layers, {"normalize": normalize})
+    vectors, values = by_hand([stack.weights[i] for i in which], normalize == "rows")
+    np.testing.assert_allclose(bank.scores.numpy(), values[:4], rtol=1e-5)
+    for layer in range(3):
+        found = bank.directions[:, layer].numpy()
+        if layer in layers:
+            cosines = np.abs((found * vectors[:4]).sum(axis=1))
+            np.testing.assert_allclose(cosines, 1, atol=1e-5)
+        else:
+            assert not found.any()
+
+
+def test_the_two_normalisations_differ() -> None:
+    rows, raw = (discover(Stack(), "sefa", 4, settings={"normalize": n}) for n in ("rows", "none"))
+    assert not torch.allclose(rows.scores, raw.scores)
+    assert discover(Stack(), "sefa", 4).settings == {"normalize": "rows"}
+
+
+def test_directions_are_eigenvectors_in_descending_order(
+    random_dcgan: Callable[..., nn.Sequential], tmp_path: Path
+) -> None:
+    torch.save(random_dcgan(widths=(12, 20, 8)).state_dict(), tmp_path / "model.pt")
+    generator = load_generator(tmp_path / "model.pt")
+    found = find(generator, 12, [0], Settings(normalize="none"), lambda done, total: None)
+    a = generator.factors()[0].weight.double()
+    v = found.directions[:, 0]
+    torch.testing.assert_close(v @ (a.T @ a), found.scores[:, None] * v)
+    torch.testing.assert_close(v @ v.T, torch.eye(12, dtype=torch.float64))
+    assert (found.scores.diff() <= 0).all()
+
+
+def test_no_other_direction_moves_the_first_features_more(
+    random_dcgan: Callable[..., nn.Sequential], tmp_path: Path
+) -> None:
+    torch.save(random_dcgan(widths=(12, 20, 8)).state_dict(), tmp_path / "model.pt")
+    generator = load_generator(tmp_path / "model.pt")
+    best = discover(generator, "sefa", 1, settings={"normalize": "none"}).directions[0, 0]
+    a = generator.factors()[0].weight
+    others = nn.functional.normalize(torch.randn(500, 12), dim=1)
+    assert (a @ best).norm() >= (others @ a.T).norm(dim=1).max()
+
+
+def test_a_row_of_zeros_does_no_harm() -> None:
+    class OneLayer(Stack):
+        def factors(self) -> list[Factor]:
+            weight = self.weights[0].clone()
+            weight[2] = 0
+            return [Factor("weight", 0, weight)]
+
+    bank = discover(OneLayer(), "sefa", 2, [0])
+    assert torch.isfinite(bank.directions).all()
+    assert torch.isfinite(bank.scores).all()
+
+
+def test_a_generator_without_such_weights_is_named() -> None:
+    class Nothing(nn.Module):
+        z_dim = 4
+
+        def forward(self, z: Tensor) -> Tensor:
+            return z[:, :3, None, None].expand(-1, 3, 8, 8).tanh()
+
+    with pytest.raises(SelectionError, match=r"sefa does not apply to nothing \(family custom\)"):
+        discover(ModuleGenerator(Nothing(), name="nothing"), "sefa", 2)
+
+
+def test_layers_that_no_weight_reads() -> None:
+    with pytest.raises(SelectionError, match=r"no weight of it reads layers \[2\] directly"):
+        discover(Stack(), "sefa", 2, [2])
+
+
+def test_no_layers_at_all() -> None:
+    with pytest.raises(SelectionError):
+        discover(Stack(), "sefa", 2, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"normalise": "rows"}, UnknownNameError, "Did you mean 'normalize'"),
+        ({"normalize": "columns"}, SelectionError, "normalize='columns' is unknown. Expected rows or none"),
+    ],
+)
+def test_bad_settings(settings: dict[str, str], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        discover(Stack(), "sefa", 2, settings=settings)
+
+
+@dataclass(frozen=True)
+class Various:
+    """Settings of every type that text can become."""
+
+    steps: int = field(default=3)
+    rate: float = field(default=0.5)
+    name: str = field(default="x")
+    fast: bool = field(default=False)
+
+
+def test_settings_take_the_type_of_their_default() -> None:
+    values = {"steps": "7", "rate": "1e-3", "name": "7", "fast": "yes"}
+    assert parse_settings("m", Various, values) == Various(7, 1e-3, "7", True)
+    assert parse_settings("m", Various, {"fast": "false"}) == Various()
+    assert parse_settings("m", Various, {}) == Various()
+
+
+@pytest.mark.parametrize("values", [{"steps": "7.5"}, {"steps": ""}, {"rate": "fast"}, {"fast": "maybe"}])
+def test_settings_of_another_type(values: dict[str, str]) -> None:
+    with pytest.raises(SelectionError, match=f"{next(iter(values))}="):
+        parse_settings("m", Various, values)
