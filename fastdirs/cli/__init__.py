@@ -39,7 +39,7 @@ class _Group(click.Group):
             try:
                 return super().invoke(ctx)
             except FastdirsError as error:
-                # A library that swallows Ctrl-C while it is imported fails later, for want of what is missing.
+                # A library that swallows Ctrl-C while it is imported fails later, for want of the rest.
                 raise click.ClickException(_INTERRUPTED if interrupts else str(error)) from error
             except OSError as error:
                 if error.errno == errno.EPIPE:

@@ -29,6 +29,15 @@ def key_values(ctx: click.Context, parameter: click.Parameter, values: tuple[str
     return pairs
 
 
+def factory_name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """PACKAGE.MODULE:FUNCTION, if given."""
+    if value is not None:
+        module, _, function = value.partition(":")
+        if not module or not function:
+            raise click.BadParameter(f"{value!r} is not PACKAGE.MODULE:FUNCTION.")
+    return value
+
+
 def model_options(command: F) -> F:
     """--family, --generator and --generator-option: how MODEL becomes a generator."""
     for option in (
@@ -44,6 +53,7 @@ def model_options(command: F) -> F:
             "--generator",
             "factory",
             metavar="PACKAGE.MODULE:FUNCTION",
+            callback=factory_name,
             help="Your own code that makes the generator (from MODEL, if it takes a path).",
         ),
         click.option(

@@ -11,7 +11,7 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'fastdirs[c
 
 def test_bf16_is_refused_and_not_emulated(toy_artifact: Artifact) -> None:
     assert BACKENDS.load("ort").precisions() == ("f32",)
-    with pytest.raises(BackendError, match="ort has no precision 'bf16' on CPUs.* Use f32"):
+    with pytest.raises(BackendError, match=r"ort has no precision 'bf16' on CPUs.* Use f32"):
         BACKENDS.load("ort").open(toy_artifact.synthesis_path, "bf16", False)
 
 

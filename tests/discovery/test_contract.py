@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastdirs.directions import DirectionBank, load_bank
 from fastdirs.discovery import METHODS, discover, parse_settings
@@ -54,6 +55,16 @@ def test_scales_are_the_spread_of_latents_along_the_directions(toy: Generator, b
     latents = toy.mapping(sample_z(range(5000, 7000), toy.z_dim))
     along = latents[:, 0] @ bank.directions[:, 0].T
     torch.testing.assert_close(bank.scales, along.std(dim=0), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_scales_are_in_latent_units(method: str) -> None:
+    class Wide(Toy):
+        def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
+            return 3 * super().map_z(z, c)
+
+    bank = discover(Wide(16), method, num_directions=5)
+    torch.testing.assert_close(bank.scales, torch.full((5,), 3.0), rtol=0.1, atol=0)
 
 
 def test_ranges_are_symmetric_and_grow_with_the_scale(bank: DirectionBank) -> None:
