@@ -1,6 +1,8 @@
 """What many tests start from: the toy, its bank, DCGANs with random weights, and artefacts of both."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -117,7 +119,7 @@ class _Layered(Generator):
             config={},
         )
         self.network = nn.Sequential(nn.Linear(z_dim, 16), nn.LeakyReLU(0.2), nn.Linear(16, num_layers * dim))
-        self.latent_mean = self.map_z(torch.randn(64, z_dim), None).mean(0) + 0.5
+        self.latent_mean = self.map_z(torch.randn(64, z_dim), None).mean(0).detach() + 0.5
 
     @property
     def has_mapping(self) -> bool:
@@ -147,7 +149,7 @@ class _LayeredStage(nn.Module):
 
 @pytest.fixture(scope="session")
 def layered() -> Generator:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return _Layered().eval().requires_grad_(False)
 
@@ -181,3 +183,42 @@ def _export(generator: Generator, lowering: str, tmp_path_factory: pytest.TempPa
         generator=generator.provenance.name, graph=Graph(lowering=lowering), batch=Batch(opt=4, max=8)
     )
     return export_generator(generator, tmp_path_factory.mktemp("artifacts") / "artifact", recipe)
+
+
+@pytest.fixture(scope="session")
+def python_without() -> Callable[..., str]:
+    """Run code in a Python in which some packages are not installed, and return what it prints.
+
+    `python_without(["openvino"], code, *arguments)`; the code finds the arguments in `sys.argv[1:]`.
+    """
+
+    def run(packages: Sequence[str], code: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                _BLOCKER.format(packages=list(packages)) + code,
+                *map(str, arguments),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+_BLOCKER = """
+import sys
+
+class _Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, _Blocker())
+"""

@@ -144,11 +144,10 @@ def test_a_bank_is_no_generator(toy_bank: DirectionBank, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("family", "options"), [("dcgan", None), (None, {"eps": "1"})])
 def test_own_file_has_its_settings_already(
-    family: str | None, options: dict[str, str] | None, toy: Generator, tmp_path: Path
+    family: str | None, options: dict[str, str] | None, saved: Path
 ) -> None:
-    save_generator(toy, tmp_path / "saved.safetensors")
     with pytest.raises(CheckpointError, match="holds a toy with all its settings"):
-        load_generator(tmp_path / "saved.safetensors", family, options)
+        load_generator(saved, family, options)
 
 
 def test_unknown_family_gets_the_nearest(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class _Eager(Session):
     def run(self, inputs: Sequence[Array]) -> Array:
         assert self._module is not None
         with torch.inference_mode():
-            tensors = [torch.from_numpy(array).to(self._dtype) for array in inputs]
+            # Copies: the module may write to its inputs, and the caller's arrays may be read-only.
+            tensors = [torch.tensor(array, dtype=self._dtype) for array in inputs]
             output: torch.Tensor = self._module(*tensors)
             result: Array = output.float().numpy()
         return result

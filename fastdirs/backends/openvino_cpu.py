@@ -42,6 +42,13 @@ class _OpenVino(Session):
         for _ in range(self.num_parallel):
             self._requests.put(compiled.create_infer_request())
         self._closed = False
+        # The binding sets up tables on its first call, and two threads that make first calls wait for each other for
+        # ever: one holds the interpreter's lock, the other the table's. So the first call is made here, alone.
+        shapes = [
+            [1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
+            for port in compiled.inputs
+        ]
+        self.run([np.zeros(shape, dtype=np.float32) for shape in shapes])
 
     def run(self, inputs: Sequence[Array]) -> Array:
         # Otherwise the next line would wait for ever.

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastdirs.backends import BACKENDS
 from fastdirs.generators import Generator
@@ -26,6 +27,14 @@ def test_bf16_leaves_the_callers_module_alone(small_dcgan: Generator) -> None:
     torch.testing.assert_close(small_dcgan.synthesis(latents), before, rtol=0, atol=0)
     # It does compute in bf16.
     assert 1e-4 < np.abs(images - before.numpy()).max() < 0.2
+
+
+def test_a_module_that_writes_to_its_input() -> None:
+    latents = np.ones((2, 1, 3), dtype=np.float32)
+    session = BACKENDS.load("eager").open(nn.ReLU(inplace=True), "f32", False)
+    negative = -latents
+    assert session.run([negative]).max() == 0.0
+    np.testing.assert_array_equal(negative, -latents)
 
 
 def test_keeps_no_gradients(toy: Generator) -> None:

@@ -1,0 +1,506 @@
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastdirs
+from fastdirs.artifact import Artifact
+from fastdirs.directions import DirectionBank
+from fastdirs.discovery import discover
+from fastdirs.errors import (
+    ArtifactError,
+    BackendError,
+    BankError,
+    OutputError,
+    SelectionError,
+    UnknownNameError,
+)
+from fastdirs.gallery import traverse
+from fastdirs.generators import Generator
+from fastdirs.images import Pixels, decode, to_uint8
+from fastdirs.latents import sample_z
+from fastdirs.machine import resident_mib
+from fastdirs.runtime import Runtime
+from fastdirs.traversal import Plan
+from fastdirs.writers import PLAN_FILE, Gallery
+
+SMALL: dict[str, Any] = {
+    "seeds": (0, 5, 9),
+    "directions": (0, 3),
+    "epsilons": (-2.0, 0.0, 1.5, 3.0),
+    "image_format": "png",
+    "writers": ("strips", "arrays"),
+    "backend": "ort",
+    "precision": "f32",
+    "batch_size": 4,
+}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _arrays(gallery: Gallery) -> Pixels:
+    """All strips: `[strips, steps, height, width, channels]`."""
+    paths = [
+        gallery.strip_path(seed, direction, "arrays", "npy")
+        for seed in gallery.seeds
+        for direction in gallery.directions
+    ]
+    return np.stack([np.load(path) for path in paths])
+
+
+def test_files_are_the_images_themselves(toy: Generator, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    settings = {**SMALL, "backend": "eager", "batch_size": 1}
+    gallery = traverse(toy, toy_bank, tmp_path / "out", psi=0.8, **settings)
+    for seed in settings["seeds"]:
+        latents = toy.mapping(sample_z([seed], toy.z_dim), psi=0.8)
+        for direction in settings["directions"]:
+            wanted = [
+                to_uint8(toy.synthesis(latents + toy_bank.shift(direction, epsilon)))[0]
+                for epsilon in settings["epsilons"]
+            ]
+            path = tmp_path / "out" / "strips" / f"direction-{direction:04d}" / f"seed-{seed:06d}.png"
+            np.testing.assert_array_equal(decode(path.read_bytes()), np.concatenate(wanted, axis=1))
+            np.testing.assert_array_equal(gallery.read_strip(seed, direction), np.stack(wanted))
+            array = np.load(gallery.strip_path(seed, direction, "arrays", "npy"), allow_pickle=False)
+            np.testing.assert_array_equal(array, np.stack(wanted))
+    # Directions do something, or the comparison would say nothing.
+    assert np.ptp(_arrays(gallery).astype(int), axis=1).max() > 100
+
+
+def test_the_unshifted_image_is_rendered_once_for_each_seed(
+    toy: Generator, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    rendered: list[int] = []
+    plans: list[Plan] = []
+    handle = toy.stages[0].register_forward_hook(lambda stage, inputs, output: rendered.append(len(output)))
+    try:
+        settings = {**SMALL, "backend": "eager"}
+        gallery = traverse(
+            toy, toy_bank, tmp_path / "out", opened=lambda runtime, plan: plans.append(plan), **settings
+        )
+    finally:
+        handle.remove()
+    (plan,) = plans
+    # Three seeds, two directions: 3 shifted images in each of 6 strips, and 3 unshifted ones.
+    assert (plan.num_images, plan.num_rendered) == (24, 21)
+    # One constant batch shape, the last one filled up.
+    assert rendered == [4] * 6
+    zero = _arrays(gallery)[:, 1]
+    np.testing.assert_array_equal(zero[0::2], zero[1::2])
+
+
+def test_the_manifest_says_what_was_asked_and_what_ran(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    opened: list[tuple[Runtime, Plan]] = []
+    seen: list[tuple[str, int, int]] = []
+    gallery = traverse(
+        toy_artifact.folder,
+        toy_bank,
+        tmp_path / "out",
+        **{
+            **SMALL,
+            "seeds": (9, 0, 9, 5),
+            "epsilons": (3, -0.0, 0.0, -2, 1.5),
+            "writers": ("atlas", "grids"),
+        },
+        psi=0.5,
+        cutoff=1,
+        progress=lambda *step: seen.append(step),
+        opened=lambda runtime, plan: opened.append((runtime, plan)),
+    )
+    content = json.loads((tmp_path / "out" / PLAN_FILE).read_text())
+    assert content == gallery.content
+    assert content["complete"] is True
+    assert content["generator"] == toy_artifact.generator
+    assert content["artifact"] == toy_artifact.sha256
+    assert content["seeds"] == [9, 0, 5], "in the order asked for, repeats dropped"
+    assert content["epsilons"] == [-2.0, 0.0, 1.5, 3.0], "ascending, -0 and 0 are one"
+    assert (content["psi"], content["cutoff"], content["batch_size"]) == (0.5, 1, 4)
+    assert content["bank"]["labels"] == list(toy_bank.labels)
+    assert content["writers"] == ["strips", "atlas", "grids"], "views are made from strips"
+    ((runtime, _),) = opened
+    assert content["runtime"] == runtime.describe()
+    assert content["runtime"]["backend"] == "ort"
+    assert (tmp_path / "out" / "index.html").is_file()
+    assert len(list((tmp_path / "out" / "strips").rglob("*.png"))) == 6
+    # Progress only grows, and ends where all is done, phase by phase.
+    assert list(dict.fromkeys(phase for phase, _, _ in seen)) == ["rendering", "atlas", "grids"]
+    rendering = [done for phase, done, _ in seen if phase == "rendering"]
+    assert rendering == sorted(rendering)
+    assert ("rendering", 24, 24) in seen
+
+
+def test_batch_size_changes_nothing_but_rounding(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    arrays = [
+        _arrays(
+            traverse(toy_artifact, toy_bank, tmp_path / str(size), **{**SMALL, "batch_size": size})
+        ).astype(int)
+        for size in (1, 3, 8)
+    ]
+    for other in arrays[1:]:
+        assert np.abs(other - arrays[0]).max() <= 1
+
+
+def test_batch_sizes(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    measured = traverse(toy_artifact, toy_bank, tmp_path / "measured", **{**SMALL, "batch_size": 0})
+    assert measured.content["batch_size"] == 8, "the only candidate up to the largest that was verified"
+    usual = traverse(toy_artifact, toy_bank, tmp_path / "usual", **{**SMALL, "batch_size": None})
+    assert usual.content["batch_size"] == 4, "what the artefact was measured at"
+    few = traverse(toy_artifact, toy_bank, tmp_path / "few", **{**SMALL, "seeds": (0,), "batch_size": 8})
+    assert few.content["batch_size"] == 7, "no more than there are images"
+    again = traverse(toy_artifact, toy_bank, tmp_path / "few", **{**SMALL, "seeds": (0,), "batch_size": 8})
+    assert again.content == few.content
+
+
+def test_a_generator_is_rendered_in_torch(toy: Generator, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    settings = {**SMALL, "backend": "auto", "precision": None, "batch_size": 0}
+    gallery = traverse(toy, toy_bank, tmp_path / "out", **settings)
+    assert gallery.content["runtime"]["backend"] == "eager"
+    assert gallery.content["artifact"] is None
+    assert 1 <= gallery.content["batch_size"] <= 21
+
+
+def test_a_complete_folder_stays_as_it_is(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = {**SMALL, "writers": ("strips", "atlas")}
+    traverse(toy_artifact, toy_bank, out, **settings)
+    before = _contents(out)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    seen: list[tuple[str, int, int]] = []
+    traverse(toy_artifact, toy_bank, out, progress=lambda *step: seen.append(step), **settings)
+    assert _contents(out) == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.png")} == times
+    assert not any(phase == "rendering" for phase, _, _ in seen)
+    # What was not asked for is chosen as before.
+    assert traverse(
+        toy_artifact, toy_bank, out, **{**settings, "backend": "auto", "precision": None, "batch_size": 0}
+    )
+    assert _contents(out) == before
+
+
+def test_only_what_is_missing_is_made(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    gallery = traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+    before = _contents(gallery.folder)
+    lost = gallery.strip_path(5, 3)
+    kept = {path: path.stat().st_mtime_ns for path in gallery.folder.rglob("*.png") if path != lost}
+    lost.unlink()
+    leftover = lost.with_name(f".{lost.name}.12345.tmp")
+    leftover.write_bytes(b"of a run that was killed")
+    traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+    assert _contents(gallery.folder) == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("seeds", {"seeds": (0, 5)}),
+        ("directions", {"directions": (0, 4)}),
+        ("epsilons", {"epsilons": (-2.0, 0.0, 2.0)}),
+        ("psi", {"psi": 0.9}),
+        ("cutoff", {"cutoff": 0}),
+        ("image_format", {"image_format": "webp"}),
+        ("writers", {"writers": ("strips",)}),
+        ("backend", {"backend": "openvino_cpu"}),
+        ("precision", {"precision": "bf16"}),
+        ("batch_size", {"batch_size": 3}),
+    ],
+)
+def test_other_settings_are_named(
+    toy_artifact: Artifact, toy_bank: DirectionBank, rendered: Gallery, name: str, change: dict[str, Any]
+) -> None:
+    before = _contents(rendered.folder)
+    with pytest.raises(
+        OutputError, match=rf"holds a traversal with other {name}\. Choose another --out, or pass --force"
+    ):
+        traverse(toy_artifact, toy_bank, rendered.folder, **{**SMALL, **change})
+    assert _contents(rendered.folder) == before
+
+
+@pytest.fixture(scope="module")
+def rendered(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path_factory: pytest.TempPathFactory
+) -> Gallery:
+    """The small traversal, complete. Read only."""
+    return traverse(toy_artifact, toy_bank, tmp_path_factory.mktemp("rendered") / "out", **SMALL)
+
+
+def test_another_bank_source_or_library_is_named(
+    toy_artifact: Artifact, toy: Generator, toy_bank: DirectionBank, rendered: Gallery, tmp_path: Path
+) -> None:
+    renamed = replace(toy_bank, labels=("left", *toy_bank.labels[1:]))
+    with pytest.raises(OutputError, match="other bank"):
+        traverse(toy_artifact, renamed, rendered.folder, **SMALL)
+    with pytest.raises(OutputError, match="other artifact"):
+        traverse(toy, toy_bank, rendered.folder, **SMALL)
+    content = json.loads((rendered.folder / PLAN_FILE).read_text())
+    content["runtime"]["provider"] = "ONNX Runtime 0.1"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / PLAN_FILE).write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=r"was begun with ONNX Runtime 0\.1, but here is .*--force"):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+    (tmp_path / "out" / PLAN_FILE).write_text("{")
+    with pytest.raises(ArtifactError, match=PLAN_FILE):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+
+
+def test_force_begins_again(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    traverse(toy_artifact, toy_bank, out, **SMALL)
+    fewer = {**SMALL, "seeds": (7,), "writers": ("strips",)}
+    gallery = traverse(toy_artifact, toy_bank, out, force=True, **fewer)
+    assert set(_contents(out)) == {
+        PLAN_FILE,
+        *(str(gallery.strip_path(7, direction).relative_to(out)) for direction in (0, 3)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (SelectionError, {"psi": float("nan")}),
+        (SelectionError, {"batch_size": 9}),
+        (SelectionError, {"seeds": (0, 2**32)}),
+        (BackendError, {"backend": "eager"}),
+        (UnknownNameError, {"backend": "tpu"}),
+    ],
+)
+def test_a_mistake_with_force_costs_nothing(
+    toy_artifact: Artifact,
+    toy_bank: DirectionBank,
+    rendered: Gallery,
+    error: type[Exception],
+    change: dict[str, Any],
+) -> None:
+    before = _contents(rendered.folder)
+    with pytest.raises(error):
+        traverse(toy_artifact, toy_bank, rendered.folder, force=True, **{**SMALL, **change})
+    assert _contents(rendered.folder) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_traversal_is_left_alone(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path, force: bool
+) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("years of work")
+    for out in (folder, folder / "chapter.txt"):
+        with pytest.raises(
+            OutputError, match=r"holds no traversal, so it is left alone \(even with --force\)"
+        ):
+            traverse(toy_artifact, toy_bank, out, force=force, **SMALL)
+    with pytest.raises(OutputError, match="could not be written"):
+        traverse(toy_artifact, toy_bank, folder / "chapter.txt" / "out", force=force, **SMALL)
+    assert _contents(folder) == {"chapter.txt": b"years of work"}
+
+
+def test_an_empty_folder_is_filled(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    traverse(toy_artifact, toy_bank, tmp_path, **{**SMALL, "seeds": (1,)})
+    assert (tmp_path / PLAN_FILE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (UnknownNameError, r"no writer 'strip'. Did you mean 'strips'\?", {"writers": ("strip",)}),
+        (UnknownNameError, r"no image format 'jpeg'. Did you mean 'jpg'\?", {"image_format": "jpeg"}),
+        (UnknownNameError, "no backend 'tpu'", {"backend": "tpu"}),
+        (SelectionError, "There is no direction 5. The bank has 5: 0 to 4", {"directions": (0, 5)}),
+        (SelectionError, "There is no direction -1", {"directions": (-1,)}),
+        (SelectionError, r"Epsilon 1001 is out of range", {"epsilons": (0.0, 1001.0)}),
+        (SelectionError, r"Epsilon nan is out of range", {"epsilons": (float("nan"),)}),
+        (SelectionError, r"Seed 4294967296 is out of range", {"seeds": (0, 2**32)}),
+        (SelectionError, r"Seed -1 is out of range", {"seeds": (3, -1)}),
+        (SelectionError, "The plan has no seed", {"seeds": ()}),
+        (SelectionError, "The plan has no direction", {"directions": ()}),
+        (SelectionError, "The plan has no epsilon", {"epsilons": ()}),
+        (SelectionError, "psi is nan", {"psi": float("nan")}),
+        (SelectionError, "Cutoff 2 is out of range", {"cutoff": 2}),
+        (SelectionError, "Batch size -1 is out of range", {"batch_size": -1}),
+        (SelectionError, r"A batch of 9 is out of range.*verified for 1 to 8", {"batch_size": 9}),
+    ],
+)
+def test_what_does_not_exist_is_named_and_nothing_is_written(
+    toy_artifact: Artifact,
+    toy_bank: DirectionBank,
+    tmp_path: Path,
+    error: type[Exception],
+    message: str,
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(error, match=message):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **{**SMALL, **change})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bank_of_another_generator(toy_artifact: Artifact, small_dcgan: Generator, tmp_path: Path) -> None:
+    other = discover(small_dcgan, "sefa", num_directions=2)
+    with pytest.raises(BankError, match=r"The bank was made for small-dcgan .* but this is toy"):
+        traverse(toy_artifact, other, tmp_path / "out", seeds=(0,))
+    assert list(tmp_path.iterdir()) == []
+
+
+_LONG = """
+import os, resource, signal, sys, threading
+import fastdirs
+
+artifact, bank, out, backend, how = sys.argv[1:]
+if how == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16 * 2**10, resource.RLIM_INFINITY))
+begun = []
+
+def progress(phase, done, total):
+    if done < total // 3 or begun or how == "full":
+        return
+    begun.append(done)
+    if how == "SIGKILL":
+        os.kill(os.getpid(), signal.SIGKILL)
+    # A little later, when the main thread is somewhere else.
+    threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+fastdirs.traverse(
+    artifact, fastdirs.load_bank(bank), out, range(80), image_format="png",
+    writers=("arrays", "strips", "atlas"), backend=backend,
+    precision=None if backend == "auto" else "f32", batch_size=8, progress=progress,
+)
+"""
+_LONG_SETTINGS: dict[str, Any] = {
+    "seeds": range(80),
+    "image_format": "png",
+    "writers": ("arrays", "strips", "atlas"),
+    "batch_size": 8,
+}
+
+
+@pytest.fixture
+def run_long(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> Callable[[Path, str, str], "subprocess.CompletedProcess[str]"]:
+    """Begin 400 strips in another process, which does not get to their end: `run_long(out, backend, how)`."""
+    toy_bank.save(tmp_path / "bank.safetensors")
+
+    def run(out: Path, backend: str, how: str) -> "subprocess.CompletedProcess[str]":
+        arguments = [toy_artifact.folder, tmp_path / "bank.safetensors", out, backend, how]
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", _LONG, *map(str, arguments)],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ["ort", "auto"])
+def test_a_killed_run_continues_to_the_same_bytes(
+    toy_artifact: Artifact,
+    toy_bank: DirectionBank,
+    tmp_path: Path,
+    run_long: Callable[[Path, str, str], "subprocess.CompletedProcess[str]"],
+    backend: str,
+) -> None:
+    out = tmp_path / "killed"
+    assert run_long(out, backend, "SIGKILL").returncode == -signal.SIGKILL
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("seed-*")}
+    assert 100 < len(done) < 800, "in the middle of 400 strips and 400 arrays"
+    begun = json.loads((out / PLAN_FILE).read_text())
+    assert begun["complete"] is False
+
+    seen: list[tuple[str, int, int]] = []
+    precision = "f32" if backend == "ort" else None
+    traverse(
+        toy_artifact,
+        toy_bank,
+        out,
+        backend=backend,
+        precision=precision,
+        progress=lambda *step: seen.append(step),
+        **_LONG_SETTINGS,
+    )
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "what was there was not made again"
+    assert seen[0][1] > 400, "progress begins where the run was killed"
+
+    chosen = begun["runtime"]
+    traverse(
+        toy_artifact,
+        toy_bank,
+        tmp_path / "whole",
+        backend=chosen["backend"],
+        precision=chosen["precision"],
+        **_LONG_SETTINGS,
+    )
+    assert _contents(out) == _contents(tmp_path / "whole")
+
+
+def _check_whole(out: Path) -> None:
+    """Whatever is there can be read, and nothing else is there."""
+    strips, arrays = list(out.rglob("*.png")), list(out.rglob("*.npy"))
+    for path in strips:
+        assert decode(path.read_bytes()).shape == (32, 9 * 32, 3)
+    for path in arrays:
+        assert np.load(path).shape == (9, 32, 32, 3)
+    assert set(_contents(out)) == {PLAN_FILE, *(str(path.relative_to(out)) for path in strips + arrays)}
+    assert json.loads((out / PLAN_FILE).read_text())["complete"] is False
+
+
+def test_an_interrupted_run_leaves_whole_files(
+    tmp_path: Path, run_long: Callable[[Path, str, str], "subprocess.CompletedProcess[str]"]
+) -> None:
+    done = run_long(tmp_path / "out", "ort", "SIGINT")
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.strip().endswith("KeyboardInterrupt")
+    assert 50 < len(list(tmp_path.rglob("*.png"))) < 400, "in the middle"
+    _check_whole(tmp_path / "out")
+
+
+def test_a_full_disk(
+    tmp_path: Path, run_long: Callable[[Path, str, str], "subprocess.CompletedProcess[str]"]
+) -> None:
+    # A limit on the size of a file stands for a disk without room: an array of 27 KiB does not fit.
+    done = run_long(tmp_path / "out", "ort", "full")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("fastdirs.errors.OutputError: ")
+    assert ".npy could not be written: File too large" in last
+    assert list(tmp_path.rglob("*.npy")) == []
+    _check_whole(tmp_path / "out")
+
+
+@pytest.mark.parametrize("num_seeds", [500, pytest.param(2500, marks=pytest.mark.slow)])
+def test_memory_does_not_grow(tmp_path: Path, num_seeds: int) -> None:
+    generator = fastdirs.load_generator("toy", options={"resolution": "16"})
+    bank = discover(generator, "sefa", num_directions=5)
+    settings: dict[str, Any] = {"epsilons": np.linspace(-6, 6, 8), "writers": ("strips",), "batch_size": 64}
+    # What is loaded on first use is no growth.
+    traverse(generator, bank, tmp_path / "warm-up", range(20), **settings)
+    before = resident_mib()
+    held: list[float] = []
+    gallery = traverse(
+        generator,
+        bank,
+        tmp_path / "out",
+        range(num_seeds),
+        progress=lambda *step: held.append(resident_mib()),
+        **settings,
+    )
+    # 20,000 images, and 100,000.
+    assert len(held) * len(gallery.epsilons) == 40 * num_seeds
+    assert max(held) - before < 60
