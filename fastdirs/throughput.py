@@ -26,16 +26,12 @@ def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
     """
     pending: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(session.num_parallel, thread_name_prefix="synthesis") as pool:
-        try:
-            for batch in batches:
-                pending.append(pool.submit(session.run, [batch]))
-                if len(pending) > session.num_parallel:
-                    yield pending.popleft().result()
-            while pending:
+        for batch in batches:
+            pending.append(pool.submit(session.run, [batch]))
+            if len(pending) > session.num_parallel:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
 
 
 def time_sessions(

@@ -484,6 +484,27 @@ def test_a_full_disk(
     _check_whole(tmp_path / "out")
 
 
+def test_slow_writing_holds_the_rendering_back(tmp_path: Path) -> None:
+    generator = fastdirs.load_generator("toy")
+    bank = discover(generator, "sefa", num_directions=5)
+    rendered: list[int] = []
+    waiting: list[float] = []
+    generator.stages[0].register_forward_hook(lambda stage, inputs, output: rendered.append(len(output)))
+    traverse(
+        generator,
+        bank,
+        tmp_path / "out",
+        range(60),
+        image_format="webp",
+        writers=("strips",),
+        batch_size=64,
+        # Of each seed 41 images are rendered and 45 shown, 9 in a strip.
+        progress=lambda phase, done, total: waiting.append((sum(rendered) * 45 / 41 - done) / 9),
+    )
+    # 64 strips wait for their encoder, and two batches are on their way; without a bound, 200 of 300 strips.
+    assert 20 < max(waiting) < 90
+
+
 @pytest.mark.parametrize("num_seeds", [500, pytest.param(2500, marks=pytest.mark.slow)])
 def test_memory_does_not_grow(tmp_path: Path, num_seeds: int) -> None:
     generator = fastdirs.load_generator("toy", options={"resolution": "16"})

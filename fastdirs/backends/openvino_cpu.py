@@ -42,8 +42,9 @@ class _OpenVino(Session):
         for _ in range(self.num_parallel):
             self._requests.put(compiled.create_infer_request())
         self._closed = False
-        # The binding sets up tables on its first call, and two threads that make first calls wait for each other for
-        # ever: one holds the interpreter's lock, the other the table's. So the first call is made here, alone.
+        # The binding sets up tables on its first call, and two threads that make first calls wait for each
+        # other for ever: one holds the interpreter's lock, the other the table's. So the first call is made
+        # here, alone.
         shapes = [
             [1 if axis.is_dynamic else axis.get_length() for axis in port.partial_shape]
             for port in compiled.inputs
@@ -55,9 +56,9 @@ class _OpenVino(Session):
         assert not self._closed
         request = self._requests.get()
         try:
-            results = request.infer(dict(enumerate(inputs)), share_inputs=True)
-            # The request's buffer is written again by the next call.
-            return np.array(results[0])
+            # The result is a copy (share_outputs is off): the next call writes to the request's buffer again.
+            images: Array = request.infer(dict(enumerate(inputs)), share_inputs=True)[0]
+            return images
         finally:
             self._requests.put(request)
 

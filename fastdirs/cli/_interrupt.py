@@ -10,8 +10,8 @@ _AGAIN_S = 0.05
 class Interruptible:
     """A block in which Ctrl-C raises KeyboardInterrupt, but amid an import only after the end of it.
 
-    Large libraries swallow it while they are imported, or are left half-imported and fail later. Others turn it
-    into an error of their own. So an error that follows a Ctrl-C is taken for a KeyboardInterrupt. Whoever
+    Large libraries swallow it while they are imported, or are left half-imported and fail later. Others turn
+    it into an error of their own, so an error that follows a Ctrl-C is taken for a KeyboardInterrupt. Whoever
     presses it twice does not wait for imports.
     """
 

@@ -64,7 +64,7 @@ for thread in threads: thread.join()
 
 @pytest.mark.slow
 def test_threads_that_make_the_first_call_do_not_wait_for_each_other(toy_artifact: Artifact) -> None:
-    # A race: without the call in the constructor one process in ten hangs, so a dozen catch it seven times in ten.
+    # A race: without the call in the constructor one process in ten hangs, so a dozen mostly catch it.
     for _ in range(12):
         command = [sys.executable, "-c", _TWO_FIRST_CALLS, str(toy_artifact.synthesis_path)]
         subprocess.run(command, check=True, timeout=60)

@@ -1,0 +1,83 @@
+"""Committed results are complete: no figure without its machine, commit, spread and error."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+FILES = sorted(RESULTS.glob("*.json"))
+SUITES = ["traverse-raw", "traverse-files", "traverse-memory"]
+KEYS = {"schema", "suite", "machine", "environment", "commit", "dirty", "settings", "rows"}
+MACHINE = {"processor", "cores", "memory_gib", "bf16_unit", "system", "gpu"}
+ROW = {
+    "name", "precision", "images_per_second", "low", "high", "error_mean", "error_max", "matrix_share",
+    "failure", "extra",
+}  # fmt: skip
+SETTINGS = {
+    "traverse-raw": {"rounds", "gflop_per_image", "matrix_tflops", "best", "ratios"},
+    "traverse-files": {"rounds", "images", "backend", "share_of_raw"},
+    "traverse-memory": {"images", "resident_mib", "growth_mib"},
+}
+
+every_result = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(), parse_constant=_refuse)
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_has_a_result(suite: str) -> None:
+    found = [path for path in FILES if path.name.startswith(f"{suite}--")]
+    assert found, f"run: python benchmarks/traverse.py {suite.removeprefix('traverse-')}"
+
+
+@every_result
+def test_it_says_where_and_of_what_it_holds(path: Path) -> None:
+    content = read(path)
+    assert set(content) == KEYS
+    assert content["schema"] == 1
+    assert path.name.startswith(f"{content['suite']}--")
+    assert set(content["machine"]) == MACHINE
+    assert content["machine"]["cores"] >= 1
+    assert content["machine"]["processor"]
+    assert {"fastdirs", "python", "numpy", "torch", "onnx"} <= set(content["environment"])
+    assert re.fullmatch(r"[0-9a-f]{7,40}", content["commit"])
+    assert content["dirty"] is False, "measured on code that was not committed"
+
+
+@every_result
+def test_settings(path: Path) -> None:
+    content = read(path)
+    settings = content["settings"]
+    assert {"generator", "batch"} | SETTINGS[content["suite"]] == set(settings)
+    assert settings["batch"] >= 1
+    if content["suite"] == "traverse-raw":
+        assert f"{settings['best']}" in {f"{row['name']}, {row['precision']}" for row in content["rows"]}
+        assert all(ratio > 0 for ratio in settings["ratios"].values())
+
+
+@every_result
+def test_rows(path: Path) -> None:
+    rows = read(path)["rows"]
+    assert rows
+    pairs = [(row["name"], row["precision"]) for row in rows]
+    assert len(pairs) == len(set(pairs))
+    for row in rows:
+        assert set(row) == ROW
+        if row["failure"] is not None:
+            assert row["failure"].strip()
+            continue
+        assert row["precision"] in ("f32", "bf16")
+        assert 0 < row["low"] <= row["images_per_second"] <= row["high"] < math.inf
+        assert 0 <= row["error_mean"] <= row["error_max"] <= 255
+        assert row["matrix_share"] is None or 0 < row["matrix_share"] < 1.5
