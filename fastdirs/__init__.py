@@ -15,9 +15,11 @@ The map, each level importing only from those above it:
     lowering/, discovery/,            pure rewrites before export; one file per method;
       backends/, loading, graphs,     one file per runtime; what the user names -> generator; what is traced;
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
-    parity, throughput, download      error against torch; images per second; fetching zoo entries
-    export, runtime                   trace, verify, write; open and choose a backend
-    bench, inspection, writers/       every backend measured; what a file holds; strips, grids, atlas, video
+    parity, throughput, download,     error against torch; images per second; fetching zoo entries;
+      tracing                         a module becomes one ONNX file
+    export, selection                 trace, verify, write; which backend is fastest here
+    runtime, bench, inspection,       an opened backend; every backend measured; what a file holds;
+      writers/                        strips, grids, atlas, video
     gallery                           the pipeline that fills a folder
     cli/                              click: parse, call one function, print
 """

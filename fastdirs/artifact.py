@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdirs.errors import ArtifactError
 from fastdirs.manifest import Json, read_json, sha256_file
+from fastdirs.recipe import Tolerance
 
 KIND = "artifact"
 MANIFEST = "manifest.json"
@@ -46,9 +47,9 @@ class Artifact:
         return identity
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """Precisions whose error was within the tolerance."""
-        return tuple(self.content["precisions"])
+    def accept(self) -> dict[str, Tolerance]:
+        """Accepted error of each precision."""
+        return {name: Tolerance(**values) for name, values in self.content["accept"].items()}
 
     @property
     def sha256(self) -> str:

@@ -108,7 +108,7 @@ class DirectionBank:
             BankError: The bank was made for other weights.
         """
         mine, other = self.generator, generator
-        if mine["weights_sha256"] != other["weights_sha256"]:
+        if any(mine[key] != other[key] for key in ("weights_sha256", "config_sha256")):
             raise BankError(
                 f"The bank was made for {mine['name']} (weights {str(mine['weights_sha256'])[:12]}), "
                 f"but this is {other['name']} (weights {str(other['weights_sha256'])[:12]}). "

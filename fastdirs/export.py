@@ -1,11 +1,6 @@
 """A generator becomes ONNX graphs: lowered, traced, verified against torch fp32, or not kept at all."""
 
-import io
-import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,10 +9,9 @@ import numpy as np
 import onnx
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
 
 from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact
-from fastdirs.backends import BACKENDS, Array, graph_backends
+from fastdirs.backends import BACKENDS, Array, graph_backends, open_all
 from fastdirs.errors import (
     ArtifactError,
     BackendError,
@@ -33,9 +27,10 @@ from fastdirs.lowering import FORMS, lower
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
 from fastdirs.parity import Parity, compare, measure, require
-from fastdirs.recipe import DEFAULT_ACCEPT, Recipe, Tolerance
+from fastdirs.recipe import DEFAULT_ACCEPT, Recipe
 from fastdirs.registry import unknown_name
 from fastdirs.throughput import time_sessions
+from fastdirs.tracing import opset_of, trace
 
 _REFERENCE_VALUES = 2**21
 _ROUNDS = 3
@@ -88,14 +83,14 @@ def export_generator(
         )
     pairs = _graph_backends(recipe)
     out = Path(out)
-    with atomic_folder(out, MANIFEST, force) as folder:
+    with atomic_folder(out, MANIFEST, KIND, force) as folder:
         graphs = _trace_forms(generator, recipe, folder, report)
         latents = _sample_latents(generator, recipe.batch.max)
-        form = _fastest(graphs, pairs, latents[: recipe.batch.opt], report)
+        images = _torch_images(generator, latents)
+        form = _fastest(graphs, pairs, recipe, latents, images, report)
         graphs.pop(form).replace(folder / SYNTHESIS)
         for path in graphs.values():
             path.unlink()
-        images = _torch_images(generator, latents)
         verified = _verify(folder / SYNTHESIS, recipe, pairs, latents, images, recipe.batch.max, report)
         files = [SYNTHESIS, REFERENCE]
         if generator.has_mapping:
@@ -105,9 +100,10 @@ def export_generator(
         accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
         content = {
             "generator": generator.identity(),
-            "graph": {"lowering": form, "opset": _opset(onnx.load(str(folder / SYNTHESIS)))},
+            "graph": {"lowering": form, "opset": opset_of(onnx.load(str(folder / SYNTHESIS)))},
             "batch": asdict(recipe.batch),
             "accept": accept,
+            "required": list(recipe.required),
             "verified": verified,
             "precisions": sorted({row["precision"] for row in verified if row["accepted"]}, reverse=True),
             "files": {name: sha256_file(folder / name) for name in files},
@@ -153,13 +149,19 @@ def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -
         ArtifactError: The artefact lacks what it should hold.
         MissingDependencyError: No runtime for graphs is installed.
     """
-    accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
-    required = tuple(precision for precision in ("f32",) if precision in accept)
-    recipe = Recipe(generator=artifact.generator["name"], accept=accept, required=required)
+    required = tuple(artifact.content["required"])
+    recipe = Recipe(generator=artifact.generator["name"], accept=artifact.accept, required=required)
     latents, images = (tensor.numpy() for tensor in artifact.reference())
     if not len(latents):
         raise ArtifactError(f"{artifact.folder} holds no reference images. Export again.")
     pairs, largest = _graph_backends(recipe), int(artifact.content["batch"]["max"])
+    if artifact.mapping_path is not None:
+        # The reference latents are those of seeds 0, 1, ...: the whole way to the image is compared.
+        mapping = BACKENDS.load(pairs[0][0]).open(artifact.mapping_path, "f32", False)
+        z = sample_z(range(len(latents)), int(artifact.generator["z_dim"])).numpy()
+        latents = mapping.run([z, np.ones(latents.shape[1], dtype=np.float32)])
+        mapping.close()
+        report(f"latents by {MAPPING} on {pairs[0][0]}")
     return _verify(artifact.synthesis_path, recipe, pairs, latents, images, largest, report)
 
 
@@ -183,6 +185,10 @@ def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Rep
     if wanted != "auto" and wanted not in FORMS:
         raise unknown_name("lowering form", wanted, ["auto", *FORMS])
     if isinstance(generator, HasGraph):
+        if wanted not in ("auto", "plain"):
+            raise RecipeError(
+                f"{generator.provenance.name} is a graph already: lowering {wanted!r} cannot apply. Use auto."
+            )
         onnx.save(generator.graph_model(), str(folder / "plain.onnx"))
         return {"plain": folder / "plain.onnx"}
     graphs: dict[str, Path] = {}
@@ -197,74 +203,6 @@ def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Rep
         module, opset, identity = SynthesisGraph(lowered), recipe.graph.opset, generator.identity()
         trace(module, module.example(), graphs[form], ["latents"], "images", opset, identity)
     return graphs
-
-
-def trace(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    path: Path,
-    inputs: Sequence[str],
-    output: str,
-    opset: int,
-    identity: Json,
-) -> None:
-    """Write a module as one ONNX file with a dynamic batch, names and metadata.
-
-    Args:
-        module: Its `forward` is the graph's signature.
-        example: Inputs to trace with; an input whose first axis is 2 has a dynamic batch. Each `[2, ...]`.
-        path: The file.
-        inputs: Names of the inputs.
-        output: Name of the output.
-        opset: ONNX operator set.
-        identity: What the file records of its generator.
-
-    Raises:
-        ContractError: The module cannot be traced, or not for every batch size.
-        RecipeError: The exporter does not write this opset.
-    """
-    dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module, example, dynamo=True, input_names=list(inputs), output_names=[output],
-                opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
-            )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ContractError(
-            f"{identity['name']} cannot be traced into a graph with a dynamic batch: {reason} "
-            "Its code must not branch on values or on the batch size."
-        ) from error
-    assert program is not None
-    model = program.model_proto
-    if _opset(model) != opset:
-        # The exporter only logs that it could not convert, and keeps the operator set that it works in.
-        raise RecipeError(f"{identity['name']} cannot be written in opset {opset}. Use {_opset(model)}.")
-    # The exporter notes the source lines behind each node, with the paths of this machine.
-    for each in (model.graph, *model.graph.node, *model.graph.value_info):
-        each.ClearField("metadata_props")
-    model.producer_name = "fastdirs"
-    onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
-    onnx.checker.check_model(model, full_check=True)
-    write_bytes(path, model.SerializeToString())
-
-
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(each.version) for each in model.opset_import if not each.domain)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints, logs and warns about packages and internals that a user cannot act on."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _sample_latents(generator: Generator, count: int) -> Array:
@@ -282,21 +220,33 @@ def _torch_images(generator: Generator, latents: Array) -> Array:
 
 
 def _fastest(
-    graphs: dict[str, Path], pairs: Sequence[tuple[str, str]], latents: Array, report: Report
+    graphs: dict[str, Path],
+    pairs: Sequence[tuple[str, str]],
+    recipe: Recipe,
+    latents: Array,
+    images: Array,
+    report: Report,
 ) -> str:
-    """The form whose best backend and precision is fastest here."""
+    """The form whose best backend and precision, of those whose error is accepted, is fastest here."""
     if len(graphs) == 1:
         return next(iter(graphs))
-    sessions = {
-        f"{form} / {backend} {precision}": BACKENDS.load(backend).open(path, precision, True)
-        for form, path in graphs.items()
-        for backend, precision in pairs
-    }
-    timings = time_sessions(sessions, latents, _ROUNDS)
+    sessions = {}
+    for form, path in graphs.items():
+        for (backend, precision), session in open_all(pairs, path, True).items():
+            parity = measure(session, latents, images, (recipe.batch.opt,))
+            if parity.within(recipe.accept[precision]):
+                sessions[f"{form} / {backend} {precision}"] = session
+            else:
+                session.close()
+    if not sessions:
+        # Which one is verified does not matter: none will pass.
+        return next(iter(graphs))
+    batch = latents[: recipe.batch.opt]
+    timings = time_sessions(sessions, batch, _ROUNDS)
     for session in sessions.values():
         session.close()
     for name, timing in timings.items():
-        report(f"{name}: {1000 * len(latents) / timing.median_ms:.0f} images/s")
+        report(f"{name}: {1000 * len(batch) / timing.median_ms:.0f} images/s")
     best = min(timings, key=lambda name: timings[name].median_ms)
     report(f"lowering: {best.partition(' / ')[0]}, fastest here")
     return best.partition(" / ")[0]
@@ -314,8 +264,14 @@ def _verify(
     """Error at batch 1, 2 and the maximum on each backend; what is required must pass, and at least one."""
     sizes = sorted({1, min(2, max_batch), max_batch})
     rows: list[Json] = []
-    for backend, precision in pairs:
-        session = BACKENDS.load(backend).open(path, precision, False)
+    sessions = open_all(pairs, path, False)
+    lacking = [precision for precision in recipe.required if precision not in {p for _, p in sessions}]
+    if lacking:
+        raise BackendError(
+            f"Nothing here runs {path.name} in {' or '.join(lacking)}, which the recipe requires. "
+            "Try another lowering, or change the recipe."
+        )
+    for (backend, precision), session in sessions.items():
         parity: Parity = measure(session, latents, images, sizes)
         session.close()
         tolerance = recipe.accept[precision]

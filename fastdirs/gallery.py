@@ -1,28 +1,34 @@
 """Fill a folder with a traversal: latents -> runtime -> pixels -> files, resumable, in constant memory."""
 
 import json
+import operator
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from fastdirs.artifact import Artifact, open_artifact
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import OutputError, SelectionError
 from fastdirs.generators import Generator
-from fastdirs.images import ENCODERS, to_uint8
+from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
 from fastdirs.latents import sample_z
-from fastdirs.manifest import Json, manifest, read_json, sha256_tensors, write_bytes, write_json
+from fastdirs.manifest import Json, is_manifest, manifest, read_json, sha256_tensors, write_bytes, write_json
 from fastdirs.registry import unknown_name
-from fastdirs.runtime import AUTO, Runtime, open_runtime
+from fastdirs.runtime import Runtime, open_runtime
+from fastdirs.selection import AUTO
 from fastdirs.throughput import time_sessions
 from fastdirs.traversal import Plan, Strip
-from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, StripWriter, View
+from fastdirs.writers import INDEX_FILE, PLAN_FILE, WRITERS, Gallery, StripWriter, View
 
 KIND = "traversal"
 Progress = Callable[[str, int, int], None]
@@ -30,6 +36,9 @@ _BATCH_CANDIDATES = (8, 16, 32, 64, 128)
 # A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last.
 _GOOD_ENOUGH = 0.97
 _PENDING_STRIPS = 64
+_LOCK = ".lock"
+# What `manifest.atomic_file` names its temporary files.
+_LEFTOVER = re.compile(r"\..*\.\d+\.tmp")
 
 
 def traverse(
@@ -97,14 +106,22 @@ def traverse(
         source = open_artifact(source)
     identity = source.generator if isinstance(source, Artifact) else source.identity()
     bank.check_generator(identity)
+    out = out.resolve()
+    psi = float(psi)
     plan = Plan(
-        seeds=tuple(dict.fromkeys(seeds)),
-        directions=tuple(range(len(bank)) if directions is None else dict.fromkeys(directions)),
+        seeds=_whole(seeds, "seed"),
+        directions=_whole(range(len(bank)) if directions is None else directions, "direction"),
         # -0.0 and 0.0 are one epsilon.
         epsilons=tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons})),
         batch_size=1,
     )
     _check_selection(plan, bank)
+    widest = MAX_SIDE[image_format] // int(identity["img_resolution"])
+    if "strips" in plugins and len(plan.epsilons) > widest:
+        raise SelectionError(
+            f"A strip of {len(plan.epsilons)} epsilons is too wide for {image_format}, which holds {widest} "
+            "of these images. Choose fewer epsilons or another image format."
+        )
     asked = _as_json({
         "generator": identity,
         "artifact": source.sha256 if isinstance(source, Artifact) else None,
@@ -118,6 +135,7 @@ def traverse(
         "writers": list(plugins),
     })  # fmt: skip
     earlier = _earlier(out, asked, force)
+    replaces = force and (out / PLAN_FILE).exists()
     if earlier is not None:
         # What was measured and chosen for the first part holds for the rest, or the bytes would differ.
         chosen = {**earlier["runtime"], "batch_size": earlier["batch_size"]}
@@ -143,18 +161,51 @@ def traverse(
         in_effect = {"batch_size": size, "runtime": runtime.describe(), "complete": False}
         content = manifest(KIND, {**asked, **in_effect})
         gallery = Gallery(out, content)
-        if earlier is None:
-            # Only now, when all that can be checked is right: a mistake must not cost an earlier traversal.
-            _empty(out)
+        with _sole_run(out):
+            if replaces:
+                # Only now, when all is checked: a mistake must not cost an earlier traversal.
+                _remove_traversal(out)
+            elif earlier is None and (out / PLAN_FILE).exists():
+                raise OutputError(f"{out} was filled by another run in the meantime. Give the command again.")
+            _remove_leftovers(out)
             write_json(out / PLAN_FILE, content)
-        strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
-        _render(gallery, plan, runtime, bank, strip_writers, partial(progress, "rendering"))
-    for name, plugin in plugins.items():
-        if isinstance(plugin, View):
-            plugin.build(gallery, partial(progress, name))
-    finished = {**content, "complete": True}
-    write_json(out / PLAN_FILE, finished)
+            strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
+            _render(gallery, plan, runtime, bank, strip_writers, partial(progress, "rendering"))
+            for name, plugin in plugins.items():
+                if isinstance(plugin, View):
+                    plugin.build(gallery, partial(progress, name))
+            finished = {**content, "complete": True}
+            write_json(out / PLAN_FILE, finished)
     return Gallery(out, finished)
+
+
+def _whole(values: Sequence[int], noun: str) -> tuple[int, ...]:
+    """Whole numbers of any library as plain ones, repeats dropped."""
+    try:
+        return tuple(dict.fromkeys(operator.index(value) for value in values))
+    except TypeError as error:
+        raise SelectionError(f"{list(values)} are no {noun}s. Expected whole numbers.") from error
+
+
+@contextmanager
+def _sole_run(out: Path) -> Iterator[None]:
+    """Hold the folder: a second run would take the first one's files for its own."""
+    lock = FileLock(out / _LOCK, timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"{out} is being filled by another run. Wait for it, or choose another --out."
+        ) from error
+    except OSError as error:
+        raise OutputError.from_os(out, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            (out / _LOCK).unlink(missing_ok=True)
 
 
 def _check_selection(plan: Plan, bank: DirectionBank) -> None:
@@ -185,9 +236,9 @@ def _as_json(value: Json) -> Json:
 
 def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
     """The manifest of an unfinished or finished run of the same traversal; None where to begin anew."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
         return None
-    if not (out / PLAN_FILE).is_file():
+    if not is_manifest(out / PLAN_FILE, KIND):
         raise OutputError(
             f"{out} exists and holds no traversal, so it is left alone (even with --force). "
             "Choose another --out."
@@ -196,11 +247,20 @@ def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
         return None
     content = read_json(out / PLAN_FILE, KIND)
     for name, value in asked.items():
-        if content.get(name) != value:
+        if name not in content or _pixels(name, content[name]) != _pixels(name, value):
             raise _other_settings(out, name)
-    for leftover in out.rglob(".*.tmp"):
-        leftover.unlink()
+    if not {"runtime", "batch_size"} <= set(content):
+        raise OutputError(f"{out / PLAN_FILE} is damaged. Pass --force to begin again.")
     return content
+
+
+def _pixels(name: str, value: Any) -> Any:
+    """The part of a setting that pixels depend on: names and outputs may change."""
+    if name == "bank":
+        return value["sha256"]
+    if name == "generator":
+        return value["weights_sha256"], value["config_sha256"]
+    return None if name == "writers" else value
 
 
 def _other_settings(out: Path, name: str) -> OutputError:
@@ -209,13 +269,26 @@ def _other_settings(out: Path, name: str) -> OutputError:
     )
 
 
-def _empty(out: Path) -> None:
-    """Remove an earlier traversal that is replaced; `_earlier` has seen that it is one."""
+def _remove_traversal(out: Path) -> None:
+    """Remove an earlier traversal, and nothing else that lies in its folder."""
     try:
-        if out.exists():
-            shutil.rmtree(out)
+        # The manifest goes last: until then the folder can still be recognised.
+        for name in (*WRITERS.names(), INDEX_FILE, PLAN_FILE):
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError.from_os(out, error) from error
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove temporary files of a run that was killed."""
+    for folder in (out, *(out / name for name in WRITERS.names())):
+        for path in folder.glob(".*.tmp") if folder == out else folder.rglob(".*.tmp"):
+            if _LEFTOVER.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int) -> int:

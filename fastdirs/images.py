@@ -22,6 +22,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {"compress_level": 4}),
     "webp": ("WEBP", {"quality": 90, "method": 2}),
 }
+# Pixels; beyond it the format, or Pillow's encoder for it, holds no picture.
+MAX_SIDE = {"jpg": 65_500, "png": 1_000_000, "webp": 16_383}
 MIME_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 

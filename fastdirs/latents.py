@@ -1,16 +1,16 @@
 """Seeds to z, truncation, and the number lists of the command line (seeds, layers, directions, epsilons)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastdirs.errors import SelectionError, check_shape
+from fastdirs.errors import SelectionError
 
 MAX_SEED = 2**32 - 1
 MAX_EPSILON = 1000.0
+MAX_PSI = 1000.0
 MAX_INDICES = 1_000_000
 """The longest list of seeds or directions that is read from text."""
 
@@ -50,8 +50,10 @@ def psi_per_layer(psi: float, cutoff: int | None, num_layers: int) -> Tensor:
     Raises:
         SelectionError: psi is not finite, or the cutoff is outside 0 to `num_layers`.
     """
-    if not math.isfinite(psi):
-        raise SelectionError(f"psi is {psi}. Expected a finite number; 1 switches truncation off.")
+    if not abs(psi) <= MAX_PSI:
+        raise SelectionError(
+            f"psi is {psi:g}. Expected a number from -1000 to 1000; 1 switches truncation off."
+        )
     count = num_layers if cutoff is None else cutoff
     if not 0 <= count <= num_layers:
         raise SelectionError(f"Cutoff {count} is out of range. The generator has {num_layers} layers.")
@@ -75,24 +77,6 @@ def truncate(latents: Tensor, mean: Tensor, psi: Tensor) -> Tensor:
         Karras et al. 2019 (StyleGAN), section "truncation trick in W".
     """
     return mean + psi[:, None] * (latents - mean)
-
-
-def add_shift(latents: Tensor, shifts: Tensor) -> Tensor:
-    """Edited latents: one shift for each row.
-
-    Args:
-        latents: `[batch, layers, dim]`, float32.
-        shifts: `[batch, layers, dim]`, float32.
-
-    Returns:
-        `[batch, layers, dim]`, float32.
-
-    Raises:
-        ShapeError: The two differ in shape.
-    """
-    batch, layers, dim = latents.shape
-    check_shape(shifts, "batch layers dim", "shifts", batch=batch, layers=layers, dim=dim)
-    return latents + shifts
 
 
 def parse_indices(text: str, count: int, noun: str) -> tuple[int, ...]:

@@ -57,11 +57,18 @@ def load_generator(
         ContractError: The user's factory does not return a generator.
     """
     text = str(source)
+    is_factory = not Path(text).exists() and ":" in text and not text.startswith((".", "/"))
+    if (factory is not None or is_factory) and (family or options):
+        raise ContractError(
+            f"{factory or text} is code: family and options do not apply to it. Leave them out."
+        )
     if factory is not None:
         generator = _from_factory(factory, text)
-    elif not Path(text).exists() and ":" in text and not text.startswith((".", "/")):
+    elif is_factory:
         generator = _from_factory(text, None)
     elif not Path(text).exists() and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
+        if family not in (None, text):
+            raise CheckpointError(f"{text} is a family itself, not {family}. Leave the family out.")
         generator = GENERATORS.load(text).build(_numbers(text, GENERATORS.load(text), options or {}))
     else:
         generator = _from_file(_locate(text), family, options or {})
@@ -135,7 +142,8 @@ def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Ge
         generator = _from_own(checkpoint)
         if options or family not in (None, generator.family):
             raise CheckpointError(
-                f"{path} holds a {generator.family} with all its settings. Leave the family and the options out."
+                f"{path} holds a {generator.family} with all its settings. "
+                "Leave the family and the options out."
             )
         return generator
     if checkpoint.config:
@@ -197,18 +205,24 @@ def _from_own(checkpoint: Checkpoint) -> Generator:
 
 def _from_factory(spec: str, source: str | None) -> Generator:
     module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
+    if not module_name or module_name.startswith(".") or not attribute:
         raise ContractError(f"{spec!r} names no factory. Expected package.module:function.")
-    # The user's own module usually lies in the folder where the command is run.
+    # The user's own module usually lies in the folder where the command is run; it may import when called.
     sys.path.insert(0, "")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute, None)
+        return _made_by(spec, module_name, attribute, source)
     except ModuleNotFoundError as error:
         raise UnknownNameError(
             f"{spec!r} cannot be imported: {error}. Run from the folder that holds it, or install it."
         ) from error
+    except (ImportError, SyntaxError) as error:
+        raise ContractError(f"{spec!r} cannot be imported: {error}. Mend that module.") from error
     finally:
         sys.path.remove("")
+
+
+def _made_by(spec: str, module_name: str, attribute: str, source: str | None) -> Generator:
+    factory = getattr(importlib.import_module(module_name), attribute, None)
     if not callable(factory):
         raise ContractError(f"{module_name} has no function {attribute!r}.")
     parameters = inspect.signature(factory).parameters.values()

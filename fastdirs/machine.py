@@ -77,7 +77,9 @@ def describe_machine() -> Json:
         "processor": _cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         # Windows has no sysconf.
-        "memory_gib": round(_page_mib() * os.sysconf("SC_PHYS_PAGES") / 1024) if hasattr(os, "sysconf") else None,
+        "memory_gib": round(_page_mib() * os.sysconf("SC_PHYS_PAGES") / 1024)
+        if hasattr(os, "sysconf")
+        else None,
         "bf16_unit": bf16_unit(),
         "system": platform.system(),
         "gpu": gpu,

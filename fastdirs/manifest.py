@@ -48,25 +48,32 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, marker: str, force: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, marker: str, kind: str, force: bool = False) -> Iterator[Path]:
     """A temporary folder, renamed to `path` when the block ends well and removed when it does not.
 
     Args:
         path: The folder to make.
-        marker: A file that every folder of this kind holds: `force` replaces no other folder.
+        marker: Manifest that every folder of this kind holds.
+        kind: Kind in that manifest: `force` replaces no other folder.
         force: Replace a folder that exists.
 
     Raises:
         OutputError: The folder exists and `force` is off, it holds something else, or it cannot be written.
     """
     try:
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
         empty = path.is_dir() and not any(path.iterdir())
-        if path.exists() and not (path / marker).is_file() and not empty:
+        if path.exists() and not empty and not force:
+            raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
+        path = path.resolve()
+        if path == Path.cwd():
             raise OutputError(
-                f"{path} was not made by this command (it has no {marker}), so it is left alone. "
-                "Choose another --out."
+                f"{path} is the folder that you are in, which cannot be replaced. Name another --out."
+            )
+        replaces = path.exists() and not empty
+        if replaces and not is_manifest(path / marker, kind):
+            raise OutputError(
+                f"{path} was not made by this command (its {marker} is missing or another program's), "
+                "so it is left alone. Choose another --out."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -75,13 +82,14 @@ def atomic_folder(path: Path, marker: str, force: bool = False) -> Iterator[Path
     try:
         yield temporary
         temporary.chmod(0o755)
-        if path.is_dir():
+        if replaces:
             # The old folder is moved aside first, so that no moment shows a mixture of both.
             aside = temporary.with_suffix(".old")
             path.replace(aside)
             temporary.replace(path)
             shutil.rmtree(aside)
         else:
+            # Fails if something came to lie here in the meantime: only an empty folder is replaced.
             temporary.replace(path)
     except OSError as error:
         raise OutputError.from_os(path, error) from error
@@ -131,6 +139,15 @@ def read_json(path: Path, kind: str) -> Json:
             f"{path} has schema {content.get('schema')}; this fastdirs reads {SCHEMA}. Make it again."
         )
     return content
+
+
+def is_manifest(path: Path, kind: str) -> bool:
+    """Whether a file is the manifest of a fastdirs `kind`, of whatever schema."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("kind") == kind and "environment" in content
 
 
 def manifest(kind: str, content: Mapping[str, Any]) -> Json:

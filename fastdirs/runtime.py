@@ -1,23 +1,18 @@
 """Opening an artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdirs.artifact import Artifact, open_artifact
-from fastdirs.backends import BACKENDS, Array, Session, graph_backends
+from fastdirs.backends import BACKENDS, Array, Session
 from fastdirs.errors import (
     BackendError,
     ContractError,
-    OutputError,
     ParityError,
     SelectionError,
     check_shape,
@@ -25,43 +20,11 @@ from fastdirs.errors import (
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph
 from fastdirs.latents import psi_per_layer, sample_z, truncate
-from fastdirs.machine import describe_machine
-from fastdirs.manifest import Json, cache_dir, environment, sha256_json, write_json
-from fastdirs.parity import Parity, measure
-from fastdirs.recipe import Tolerance
-from fastdirs.throughput import stream, time_sessions
+from fastdirs.manifest import Json
+from fastdirs.parity import Parity
+from fastdirs.selection import AUTO, check_precision, measure_backends
+from fastdirs.throughput import stream
 from fastdirs.traversal import LatentsOf
-
-AUTO = "auto"
-_ROUNDS = 3
-_CHOICES = "choices.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One backend and precision, measured on this machine.
-
-    Attributes:
-        backend: Registered name.
-        precision: Arithmetic in effect.
-        provider: What executes it, as the runtime says.
-        detail: More that the runtime says.
-        images_per_second: In a stream of batches.
-        parity: Error against torch fp32.
-        accepted: Whether the error is within the artefact's tolerance.
-    """
-
-    backend: str
-    precision: str
-    provider: str
-    detail: str
-    images_per_second: float
-    parity: Parity
-    accepted: bool
-
-    def __str__(self) -> str:
-        verdict = "" if self.accepted else " (error beyond tolerance)"
-        return f"{self.backend} {self.precision} {self.images_per_second:.0f} images/s{verdict}"
 
 
 class Runtime:
@@ -153,6 +116,7 @@ class Runtime:
         psi_of_layers = psi_per_layer(psi, cutoff, int(self.generator["num_layers"]))
 
         def latents_of(seeds: Sequence[int]) -> Tensor:
+            self._check_open()
             return self._latents_of_z(sample_z(seeds, int(self.generator["z_dim"])), psi_of_layers)
 
         return latents_of
@@ -175,10 +139,13 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _checked(self, latents: Array) -> Array:
-        """Latents as a session wants them: `[batch, layers, dim]`, float32, contiguous."""
+    def _check_open(self) -> None:
         if self._closed:
             raise BackendError("This runtime was closed. Open it again with open_runtime.")
+
+    def _checked(self, latents: Array) -> Array:
+        """Latents as a session wants them: `[batch, layers, dim]`, float32, contiguous."""
+        self._check_open()
         layers, dim = int(self.generator["num_layers"]), int(self.generator["dim"])
         check_shape(latents, "batch layers dim", "latents", layers=layers, dim=dim)
         if not len(latents):
@@ -273,7 +240,12 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
             "First: fastdirs export MODEL --out DIR, then name DIR."
         )
     wanted = precision or "f32"
-    _check_precision(name, wanted)
+    check_precision(name, wanted)
+    if wanted not in generator.precisions:
+        raise BackendError(
+            f"{generator.provenance.name} runs in {', '.join(generator.precisions)} only, not in {wanted}. "
+            "Export it for a backend that does."
+        )
     reason = (
         "torch runs the model as it is; export it for a compiled graph" if backend == AUTO else "as asked"
     )
@@ -287,113 +259,3 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
         max_batch=None,
         usual_batch=16,
     )
-
-
-def measure_backends(
-    artifact: Artifact, backend: str, precision: str | None, batch_size: int
-) -> tuple[list[Measured], bool]:
-    """Speed and error of every backend and precision that may open an artefact here.
-
-    Args:
-        artifact: The artefact.
-        backend: One backend, or "auto" for all that are installed.
-        precision: One precision, or None for all that the artefact accepts and the machine has.
-        batch_size: The batch to measure at.
-
-    Returns:
-        The measurements, and whether they were kept from an earlier call.
-
-    Raises:
-        UnknownNameError: No such backend.
-        MissingDependencyError: The backend, or with "auto" every backend, is not installed.
-        BackendError: The backend or precision does not apply.
-    """
-    pairs = _candidates(artifact, backend, precision)
-    key = sha256_json(
-        [artifact.sha256, artifact.content["accept"], pairs, batch_size, describe_machine(), environment()]
-    )
-    store = cache_dir() / _CHOICES
-    known = _read_choices(store)
-    # A measurement that is missing or damaged is made again and written anew.
-    with suppress(KeyError, TypeError):
-        return [Measured(**{**row, "parity": Parity(**row["parity"])}) for row in known[key]], True
-    rows = _measure(artifact, pairs, batch_size)
-    # Where nothing can be written, each run measures for itself.
-    with suppress(OutputError):
-        write_json(store, {**known, key: [asdict(row) for row in rows]})
-    return rows, False
-
-
-def _read_choices(store: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(store.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list[tuple[str, str]]:
-    accept = artifact.content["accept"]
-    if precision is not None and precision not in accept:
-        raise BackendError(
-            f"This artefact accepts {', '.join(accept)}, not {precision!r}. "
-            "Choose one of these, or export with a recipe that accepts more."
-        )
-    if backend != AUTO:
-        if BACKENDS.load(backend).runs != "graph":
-            raise BackendError(
-                f"{backend} runs models, not exported graphs. Name the model instead, or another backend."
-            )
-        if precision is not None:
-            _check_precision(backend, precision)
-        usable = [p for p in BACKENDS.load(backend).precisions() if p in accept and precision in (None, p)]
-        if not usable:
-            raise BackendError(
-                f"{backend} computes in {', '.join(BACKENDS.load(backend).precisions())} here, "
-                f"but this artefact accepts only {', '.join(accept)}. Choose another backend."
-            )
-        return [(backend, p) for p in usable]
-    pairs, missing = graph_backends([p for p in accept if precision in (None, p)])
-    if not pairs:
-        raise missing or BackendError(
-            f"Nothing on this machine computes in {precision or ' or '.join(accept)}. "
-            "Leave --precision out, or export with a recipe that accepts f32."
-        )
-    return pairs
-
-
-def _check_precision(backend: str, precision: str) -> None:
-    offered = BACKENDS.load(backend).precisions()
-    if precision not in offered:
-        raise BackendError(
-            f"{backend} does not compute in {precision!r} on this machine (its processor would only emulate "
-            f"it, or the runtime lacks it). It offers: {', '.join(offered)}."
-        )
-
-
-def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Measured]:
-    latents, images = (tensor.numpy() for tensor in artifact.reference())
-    accept = {name: Tolerance(**values) for name, values in artifact.content["accept"].items()}
-    sessions = {pair: BACKENDS.load(pair[0]).open(artifact.synthesis_path, pair[1], True) for pair in pairs}
-    parities = {
-        pair: measure(session, latents, images, (1, batch_size)) for pair, session in sessions.items()
-    }
-    batch = np.ascontiguousarray(latents[np.arange(batch_size) % len(latents)])
-    # One candidate needs no race, but its speed is still reported.
-    rounds = _ROUNDS if len(pairs) > 1 else 1
-    timings = time_sessions({" ".join(pair): session for pair, session in sessions.items()}, batch, rounds)
-    rows = [
-        Measured(
-            backend=pair[0],
-            precision=session.precision,
-            provider=session.provider,
-            detail=session.detail,
-            images_per_second=1000 * batch_size / timings[" ".join(pair)].median_ms,
-            parity=parities[pair],
-            accepted=parities[pair].within(accept[pair[1]]),
-        )
-        for pair, session in sessions.items()
-    ]
-    for session in sessions.values():
-        session.close()
-    return rows

@@ -41,6 +41,21 @@ sys.meta_path.insert(0, Blocker())
 from fastdirs.cli import main
 main()
 """
+_CTRL_C_AFTER_SESSIONS = """
+import os, signal
+from pathlib import Path
+from fastdirs.backends import BACKENDS
+
+graphs = [BACKENDS.load(name) for name in BACKENDS.names() if BACKENDS.load(name).runs == "graph"]
+sessions = [backend.open(Path("artifact/synthesis.onnx"), "f32", True) for backend in graphs * 2]
+for session in sessions:
+    session.close()
+del session, sessions
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 _FULL_DISK_BYTES = {"discover": [100], "export": [12_000], "traverse": [100, 2_500, 20_000]}
 # Amid the import of torch, at work, and where it ends; how far a command is by then depends on the machine.
 _MOMENTS_S = {"discover": [0.3, 1.0, 1.4], "export": [0.5, 1.6, 2.4, 3.2], "traverse": [0.4, 1.2, 1.8, 2.4]}
@@ -106,20 +121,16 @@ def _checkpoint(module: nn.Module, path: Path) -> None:
 
 def _damage(kind: str, module: nn.Module, path: Path) -> None:
     """Write a "checkpoint" as it is found in the wild."""
-    match kind:
-        case "empty":
-            path.write_bytes(b"")
-        case "html":
-            path.write_text("<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n")
-        case "text":
-            path.write_text("weights, to be uploaded soon\n")
-        case "truncated":
-            _checkpoint(module, path)
-            data = path.read_bytes()
-            path.write_bytes(data[: len(data) // 2])
-        case "truncated by few bytes":
-            _checkpoint(module, path)
-            path.write_bytes(path.read_bytes()[:-20])
+    _checkpoint(module, path)
+    data = path.read_bytes()
+    damaged = {
+        "empty": b"",
+        "html": b"<!DOCTYPE html>\n<html><body>Sign in to download</body></html>\n",
+        "text": b"weights, to be uploaded soon\n",
+        "truncated": data[: len(data) // 2],
+        "truncated by few bytes": data[:-20],
+    }
+    path.write_bytes(damaged[kind])
 
 
 @pytest.mark.parametrize("kind", ["empty", "html", "text", "truncated", "truncated by few bytes"])
@@ -382,3 +393,11 @@ def test_interrupted_traversal_continues(folder: Path) -> None:
     shared = [name for name in strips if name in whole]
     assert shared
     assert all(left[name] == whole[name] for name in shared)
+
+
+def test_interrupted_after_sessions_were_closed(folder: Path) -> None:
+    # A runtime that leaves the signal stack in memory that it freed kills the process at the next signal.
+    done = subprocess.run(
+        [sys.executable, "-c", _CTRL_C_AFTER_SESSIONS], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

@@ -36,7 +36,7 @@ SMALL: dict[str, Any] = {
     "directions": (0, 3),
     "epsilons": (-2.0, 0.0, 1.5, 3.0),
     "image_format": "png",
-    "writers": ("strips", "arrays"),
+    "writers": ("strips", "npy"),
     "backend": "ort",
     "precision": "f32",
     "batch_size": 4,
@@ -51,7 +51,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def _arrays(gallery: Gallery) -> Pixels:
     """All strips: `[strips, steps, height, width, channels]`."""
     paths = [
-        gallery.strip_path(seed, direction, "arrays", "npy")
+        gallery.strip_path(seed, direction, "npy", "npy")
         for seed in gallery.seeds
         for direction in gallery.directions
     ]
@@ -71,7 +71,7 @@ def test_files_are_the_images_themselves(toy: Generator, toy_bank: DirectionBank
             path = tmp_path / "out" / "strips" / f"direction-{direction:04d}" / f"seed-{seed:06d}.png"
             np.testing.assert_array_equal(decode(path.read_bytes()), np.concatenate(wanted, axis=1))
             np.testing.assert_array_equal(gallery.read_strip(seed, direction), np.stack(wanted))
-            array = np.load(gallery.strip_path(seed, direction, "arrays", "npy"), allow_pickle=False)
+            array = np.load(gallery.strip_path(seed, direction, "npy", "npy"), allow_pickle=False)
             np.testing.assert_array_equal(array, np.stack(wanted))
     # Directions do something, or the comparison would say nothing.
     assert np.ptp(_arrays(gallery).astype(int), axis=1).max() > 100
@@ -119,13 +119,15 @@ def test_the_manifest_says_what_was_asked_and_what_ran(
         progress=lambda *step: seen.append(step),
         opened=lambda runtime, plan: opened.append((runtime, plan)),
     )
-    content = json.loads((tmp_path / "out" / PLAN_FILE).read_text())
+    text = (tmp_path / "out" / PLAN_FILE).read_text()
+    content = json.loads(text)
     assert content == gallery.content
     assert content["complete"] is True
     assert content["generator"] == toy_artifact.generator
     assert content["artifact"] == toy_artifact.sha256
     assert content["seeds"] == [9, 0, 5], "in the order asked for, repeats dropped"
     assert content["epsilons"] == [-2.0, 0.0, 1.5, 3.0], "ascending, -0 and 0 are one"
+    assert "-0.0" not in text, "equal work gives equal bytes"
     assert (content["psi"], content["cutoff"], content["batch_size"]) == (0.5, 1, 4)
     assert content["bank"]["labels"] == list(toy_bank.labels)
     assert content["writers"] == ["strips", "atlas", "grids"], "views are made from strips"
@@ -378,14 +380,14 @@ def progress(phase, done, total):
 
 fastdirs.traverse(
     artifact, fastdirs.load_bank(bank), out, range(80), image_format="png",
-    writers=("arrays", "strips", "atlas"), backend=backend,
+    writers=("npy", "strips", "atlas"), backend=backend,
     precision=None if backend == "auto" else "f32", batch_size=8, progress=progress,
 )
 """
 _LONG_SETTINGS: dict[str, Any] = {
     "seeds": range(80),
     "image_format": "png",
-    "writers": ("arrays", "strips", "atlas"),
+    "writers": ("npy", "strips", "atlas"),
     "batch_size": 8,
 }
 

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -5,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -267,11 +269,26 @@ def test_seeds_become_latents(toy_artifact: Artifact, toy: Generator) -> None:
 def test_a_closed_runtime_says_so(toy_artifact: Artifact, toy: Generator, backend: str) -> None:
     with open_runtime(toy if backend == "eager" else toy_artifact, backend) as runtime:
         runtime.synthesize(_latents(toy, 1))
+        latents_of = runtime.latents_of()
     runtime.close()
     with pytest.raises(BackendError, match="This runtime was closed"):
         runtime.synthesize(_latents(toy, 1))
     with pytest.raises(BackendError, match="This runtime was closed"):
         list(runtime.stream([_latents(toy, 1)]))
+    with pytest.raises(BackendError, match="This runtime was closed"):
+        latents_of((0,))
+
+
+def test_closing_frees_all_graphs(layered_artifact: Artifact) -> None:
+    def opened() -> int:
+        gc.collect()
+        return sum(isinstance(each, onnxruntime.InferenceSession) for each in gc.get_objects())
+
+    before = opened()
+    runtime = open_runtime(layered_artifact, backend="ort")
+    assert opened() == before + 2, "mapping and synthesis"
+    runtime.close()
+    assert opened() == before
 
 
 _WITH_ONE_RUNTIME = """

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from fastdirs.errors import MissingDependencyError
+from fastdirs.errors import BackendError, MissingDependencyError
 from fastdirs.registry import Registry
 
 Array = NDArray[np.float32]
@@ -58,7 +57,6 @@ class Backend:
     open: Callable[[Any, str, bool], Session]
 
 
-Openable = Path | nn.Module
 BACKENDS: Registry[Backend] = Registry("fastdirs.backends", "BACKEND", "backend")
 
 
@@ -79,3 +77,25 @@ def graph_backends(accepted: Collection[str]) -> tuple[list[tuple[str, str]], Mi
         if backend.runs == "graph":
             pairs += [(name, precision) for precision in backend.precisions() if precision in accepted]
     return pairs, missing
+
+
+def open_all(pairs: Sequence[tuple[str, str]], path: Path, streaming: bool) -> dict[tuple[str, str], Session]:
+    """Open a graph on each backend and precision that runs it.
+
+    Args:
+        pairs: Backends and precisions; one that turns out not to run this graph is left out.
+        path: The ONNX file.
+        streaming: Whether throughput matters more than latency.
+
+    Raises:
+        BackendError: None of them runs it.
+    """
+    sessions, refusal = {}, None
+    for name, precision in pairs:
+        try:
+            sessions[name, precision] = BACKENDS.load(name).open(path, precision, streaming)
+        except BackendError as error:
+            refusal = error
+    if refusal is not None and not sessions:
+        raise refusal
+    return sessions

@@ -35,7 +35,15 @@ class _Eager(Session):
         with torch.inference_mode():
             # Copies: the module may write to its inputs, and the caller's arrays may be read-only.
             tensors = [torch.tensor(array, dtype=self._dtype) for array in inputs]
-            output: torch.Tensor = self._module(*tensors)
+            try:
+                output: torch.Tensor = self._module(*tensors)
+            except RuntimeError as error:
+                if self._dtype == torch.float32:
+                    raise
+                reason = str(error).strip().splitlines()[0]
+                raise BackendError(
+                    f"The model does not run in {self.precision} in torch: {reason}. Use f32."
+                ) from error
             result: Array = output.float().numpy()
         return result
 

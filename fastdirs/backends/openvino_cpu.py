@@ -33,10 +33,17 @@ class _OpenVino(Session):
             raise BackendError(
                 f"OpenVINO computes in {in_effect} here instead of {precision}. Ask for --precision f32."
             )
+        layers = _heavy_layers(compiled)
+        if layers and precision not in layers:
+            # The hint is only a wish: a layer without a kernel in this precision runs in another.
+            raise BackendError(
+                f"OpenVINO runs none of the {sum(layers.values())} layers that cost time in {precision} "
+                f"({_listed(layers)}). Export with another lowering, or ask for --precision f32."
+            )
         self.precision = precision
         device = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
         self.provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, {device}"
-        self.detail = _heavy_layers(compiled)
+        self.detail = _listed(layers)
         self.num_parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if streaming else 1
         self._requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(self.num_parallel):
@@ -68,7 +75,7 @@ class _OpenVino(Session):
             self._requests.get()
 
 
-def _heavy_layers(compiled: openvino.CompiledModel) -> str:
+def _heavy_layers(compiled: openvino.CompiledModel) -> dict[str, int]:
     """How many of the layers that cost time run in which precision, as the compiled model itself reports."""
     counts: dict[str, int] = {}
     for node in compiled.get_runtime_model().get_ops():
@@ -76,7 +83,11 @@ def _heavy_layers(compiled: openvino.CompiledModel) -> str:
         if "layerType" in info and info["layerType"].astype(str) in _HEAVY:
             precision = info["runtimePrecision"].astype(str).lower()
             counts[precision] = counts.get(precision, 0) + 1
-    return ", ".join(f"{count} heavy layers in {precision}" for precision, count in sorted(counts.items()))
+    return counts
+
+
+def _listed(layers: dict[str, int]) -> str:
+    return ", ".join(f"{count} heavy layers in {precision}" for precision, count in sorted(layers.items()))
 
 
 def _precisions() -> tuple[str, ...]:

@@ -21,6 +21,8 @@ class Interruptible:
         self._ours = (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            # Windows has no timer to try again with; Python's own Ctrl-C has to do there.
+            and hasattr(signal, "setitimer")
         )
 
     def __enter__(self) -> None:

@@ -74,6 +74,7 @@ def load_model(
     Raises:
         click.UsageError: Neither a model nor a factory.
     """
+    from fastdirs.cli._console import note
     from fastdirs.loading import load_generator
 
     if model is None:
@@ -81,5 +82,11 @@ def load_model(
             raise click.UsageError(
                 "Missing argument 'MODEL': a zoo name, a checkpoint file, or package.module:function."
             )
-        return load_generator(factory, family, options)
-    return load_generator(model, family, options, factory)
+        generator = load_generator(factory, family, options)
+    else:
+        generator = load_generator(model, family, options, factory)
+    if generator.provenance.assumed:
+        note(
+            f"{generator.provenance.name} does not say, so assumed: {', '.join(generator.provenance.assumed)}"
+        )
+    return generator

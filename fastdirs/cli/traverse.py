@@ -111,7 +111,8 @@ def traverse(
     chosen = parse_indices(directions, len(loaded), "direction")
 
     def opened(runtime: Runtime, plan: Plan) -> None:
-        note(f"{runtime.backend} {runtime.precision} ({runtime.provider}): {runtime.reason}")
+        details = "; ".join(filter(None, (runtime.provider, runtime.detail)))
+        note(f"{runtime.backend} {runtime.precision} ({details}): {runtime.reason}")
         if runtime.parity is not None:
             note(f"error against torch fp32 on this machine: {runtime.parity}")
         note(f"{plan.num_images} images, {plan.num_rendered} rendered, in batches of {plan.batch_size}")

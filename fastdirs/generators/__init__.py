@@ -3,14 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import ContractError, check_shape
-from fastdirs.latents import psi_per_layer, truncate
-from fastdirs.manifest import Json, sha256_tensors
+from fastdirs.latents import psi_per_layer, sample_z, truncate
+from fastdirs.manifest import Json, sha256_json, sha256_tensors
 from fastdirs.registry import Registry
 
 
@@ -63,11 +64,13 @@ class Generator(nn.Module, ABC):
         img_channels: 1 (grey) or 3 (RGB).
         config: Settings from which the family builds the same architecture again.
         provenance: Where the weights come from.
+        precisions: Arithmetic that the stages can run in.
 
     Raises:
         ContractError: Another number of `reads` than of stages.
     """
 
+    precisions: tuple[str, ...] = ("f32", "bf16")
     latent_mean: Tensor
 
     def __init__(
@@ -184,6 +187,7 @@ class Generator(nn.Module, ABC):
             "name": self.provenance.name,
             "family": self.family,
             "weights_sha256": self.weights_sha256,
+            "config_sha256": sha256_json(self.config),
             "licence": self.provenance.licence,
             "source": self.provenance.source,
             "space": self.space,
@@ -281,28 +285,50 @@ class ModuleGenerator(Generator):
         return z[:, None]
 
     def factors(self) -> list[Factor]:
-        """The first linear or transposed convolution as long as z: what a generator usually begins with."""
+        """The first linear or transposed convolution layer that is given z itself, if there is one."""
+        latents = torch.zeros(2, 1, self.dim)
+        found: list[Factor] = []
+        hooks = []
         for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear) and layer.in_features == self.dim:
-                return [Factor(name, 0, layer.weight.detach())]
-            if isinstance(layer, nn.ConvTranspose2d) and layer.in_channels == self.dim and layer.groups == 1:
-                return [Factor(name, 0, layer.weight.detach().flatten(1).T)]
-        return []
+            if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
+                hooks.append(layer.register_forward_pre_hook(partial(_keep_if_given, latents, found, name)))
+        with torch.no_grad():
+            self.run_stages(latents)
+        for hook in hooks:
+            hook.remove()
+        return found[:1]
+
+
+def _keep_if_given(
+    latents: Tensor, found: list[Factor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]
+) -> None:
+    """A hook: note a layer whose input is the latents, in whatever shape, and nothing computed from them."""
+    if inputs[0].untyped_storage().data_ptr() != latents.untyped_storage().data_ptr():
+        return
+    if isinstance(layer, nn.Linear):
+        found.append(Factor(name, 0, layer.weight.detach()))
+    elif isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1:
+        found.append(Factor(name, 0, layer.weight.detach().flatten(1).T))
 
 
 def _probe(module: nn.Module, z_dim: int, name: str) -> tuple[Tensor, int]:
-    """Images of a zero z, and whether the module wants z with two or four axes."""
+    """Images of two z, and whether the module wants z with two or four axes."""
     reason = ""
     for z_axes, shape in ((2, (2, z_dim)), (4, (2, z_dim, 1, 1))):
         try:
             with torch.inference_mode():
-                images = module(torch.zeros(shape))
+                images = module(sample_z(range(2), z_dim).reshape(shape))
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         if isinstance(images, Tensor) and images.ndim == 4:
             batch, channels, height, width = images.shape
             if batch == 2 and channels in (1, 3) and height == width:
+                if images.min() >= 0:
+                    raise ContractError(
+                        f"{name} returns values from {images.min():.2g} to {images.max():.2g}. "
+                        "Expected images in [-1, 1]: return 2 * images - 1."
+                    )
                 return images, z_axes
         reason = f"it returned {list(images.shape) if isinstance(images, Tensor) else type(images).__name__}"
     raise ContractError(

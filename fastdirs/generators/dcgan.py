@@ -1,6 +1,7 @@
 """DCGAN: transposed convolutions and batch norms, inferred from a state dict whatever its keys are called."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
@@ -112,6 +113,7 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
         assumed.append(f"order={','.join(_NORM_PARTS)}")
     tensors = checkpoint.tensors
     kernels = _kernels(checkpoint)
+    _check_order(checkpoint, [*kernels, *(name for name in tensors if name.endswith("running_mean"))])
     norms = _norms(checkpoint, kernels, options)
     if norms and "norm_after" not in options and list(norms) != list(range(len(kernels) - 1)):
         assumed.append(f"norm_after={','.join(map(str, norms))}")
@@ -188,6 +190,21 @@ def _named_by_order(checkpoint: Checkpoint) -> Checkpoint:
             named[f"norm{norms + position // 4}.{_NORM_PARTS[position % 4]}"] = vector
         norms += len(after) // 4
     return replace(checkpoint, tensors=named)
+
+
+def _check_order(checkpoint: Checkpoint, names: list[str]) -> None:
+    """Raises CheckpointError where neither the format nor numbers in the names tell the order of layers."""
+    if checkpoint.format != "safetensors_file":
+        return
+    for index, name in enumerate(names):
+        for other in names[index + 1 :]:
+            alike = checkpoint.tensors[name].shape == checkpoint.tensors[other].shape
+            if alike and re.sub(r"\d+", "#", name) != re.sub(r"\d+", "#", other):
+                raise CheckpointError(
+                    f"{checkpoint.path} does not say which of {name!r} and {other!r} comes first: "
+                    "safetensors keeps no order and the names have no numbers. Save it with torch.save, "
+                    "or number the names."
+                )
 
 
 def _check_chain(checkpoint: Checkpoint) -> None:

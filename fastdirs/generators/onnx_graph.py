@@ -81,6 +81,9 @@ class OnnxGraph(Generator):
         config: Length of the file, shape of z in it, which output is the picture and how that is laid out.
     """
 
+    # ONNX Runtime executes the file as it is, whatever torch is asked for.
+    precisions = ("f32",)
+
     def __init__(self, config: Json) -> None:
         z_dim = int(np.prod(config["z_shape"]))
         super().__init__(

@@ -11,7 +11,7 @@ from fastdirs.registry import Registry
 Lowering = Callable[[Generator], Generator]
 LOWERINGS: Registry[Lowering] = Registry("fastdirs.lowering", "LOWERING", "lowering")
 
-# What an export tries; which form pays depends on the runtime and is measured.
+# Which form pays depends on the runtime: an export measures the last two, since "plain" never beats "folded".
 FORMS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "folded": ("fold_batch_norm", "first_layer_as_product"),

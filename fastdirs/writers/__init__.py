@@ -18,6 +18,7 @@ from fastdirs.manifest import Json
 from fastdirs.registry import Registry
 
 PLAN_FILE = "traversal.json"
+INDEX_FILE = "index.html"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer(ABC):
-    """One kind of output.
+    """One kind of output; its files lie in the folder of its registered name, or are the index page.
 
     Attributes:
         summary: One line for help and lists.

@@ -11,7 +11,7 @@ from string import Template
 
 from fastdirs.images import MIME_TYPES
 from fastdirs.manifest import atomic_file
-from fastdirs.writers import Gallery, View
+from fastdirs.writers import INDEX_FILE, Gallery, View
 
 MAX_SEEDS = 6
 PAGE_WIDTH, SIZES = 1152, (48, 128)
@@ -37,7 +37,7 @@ def build(gallery: Gallery, progress: Callable[[int, int], None]) -> list[Path]:
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8").split("<!-- split -->\n")
     head, section, strip, section_end, tail = template
     script = tail.partition("<script>")[2].partition("</script>")[0]
-    path, mime = gallery.folder / "index.html", MIME_TYPES[gallery.image_format]
+    path, mime = gallery.folder / INDEX_FILE, MIME_TYPES[gallery.image_format]
     # A label read from a file may hold half a surrogate pair, which UTF-8 has no bytes for.
     with (
         atomic_file(path) as temporary,

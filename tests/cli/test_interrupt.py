@@ -1,41 +1,20 @@
-import importlib
-import os
-import signal
+"""Each in a process of its own: a signal that goes astray would end all tests."""
+
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from fastdirs.cli import main
+_BEGIN = """
+import importlib, os, signal, sys, time
+from contextlib import suppress
 from fastdirs.cli._interrupt import Interruptible
 
-_LIBRARY = """
-import os, signal
-for _ in range({presses}):
-    os.kill(os.getpid(), signal.SIGINT)
-complete = True
-"""
-
-
-def press() -> None:
+def press():
     os.kill(os.getpid(), signal.SIGINT)
 
-
-@pytest.fixture(params=[1, 2])
-def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module amid whose import Ctrl-C is pressed, once or twice."""
-    name = f"library_{request.param}"
-    (tmp_path / f"{name}.py").write_text(_LIBRARY.format(presses=request.param))
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    sys.modules.pop(name, None)
-
-
-def interrupted(work: Callable[[], object]) -> bool:
+def interrupted(work):
     try:
         with Interruptible():
             work()
@@ -43,59 +22,79 @@ def interrupted(work: Callable[[], object]) -> bool:
         return True
     return False
 
-
-def test_it_interrupts() -> None:
-    assert interrupted(press)
-    assert not interrupted(lambda: None)
-
-
-def test_an_import_is_finished_first_unless_it_is_pressed_twice(library: str) -> None:
-    def work() -> None:
-        importlib.import_module(library)
-        time.sleep(5)
-
-    start = time.perf_counter()
-    assert interrupted(work)
-    assert time.perf_counter() - start < 4
-    assert (library in sys.modules) == (library == "library_1")
+"""
+_LIBRARY = """
+import os, signal
+for _ in range({presses}):
+    os.kill(os.getpid(), signal.SIGINT)
+"""
 
 
-def test_an_error_that_follows_is_no_error() -> None:
-    def work() -> None:
-        with suppress(KeyboardInterrupt):
-            press()
-        raise ValueError("half a library")
-
-    assert interrupted(work)
-
-
-def test_other_errors_pass() -> None:
-    with pytest.raises(ValueError, match="broken"), Interruptible():
-        raise ValueError("broken")
-
-
-def test_afterwards_all_is_as_before() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
-    assert interrupted(press)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-
-
-def test_whoever_ignores_it_is_left_alone() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert not interrupted(press)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_a_command_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "impatient.py").write_text(
-        "import os, signal\ndef make(): os.kill(os.getpid(), signal.SIGINT)\n"
+def python(code: str, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _BEGIN + code], cwd=folder, capture_output=True, text=True, check=False
     )
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["discover", "--generator", "impatient:make", "--out", "out"])
-    sys.modules.pop("impatient")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("Error: Interrupted.")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix) == ["impatient.py"]
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_interrupts(tmp_path: Path) -> None:
+    python("assert interrupted(press); assert not interrupted(lambda: None)", tmp_path)
+
+
+@pytest.mark.parametrize(("presses", "complete"), [(1, True), (2, False)])
+def test_an_import_is_finished_first_unless_it_is_pressed_twice(
+    presses: int, complete: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "library.py").write_text(_LIBRARY.format(presses=presses))
+    code = f"""
+begun = time.perf_counter()
+assert interrupted(lambda: (importlib.import_module("library"), time.sleep(20)))
+assert time.perf_counter() - begun < 10
+assert ("library" in sys.modules) is {complete}
+"""
+    python(code, tmp_path)
+
+
+def test_an_error_that_follows_is_no_error(tmp_path: Path) -> None:
+    code = """
+def work():
+    with suppress(KeyboardInterrupt):
+        press()
+    raise ValueError("half a library")
+
+assert interrupted(work)
+"""
+    python(code, tmp_path)
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    code = """
+def work():
+    raise ValueError("broken")
+
+try:
+    interrupted(work)
+except ValueError:
+    sys.exit(0)
+sys.exit("swallowed")
+"""
+    python(code, tmp_path)
+
+
+def test_afterwards_all_is_as_before(tmp_path: Path) -> None:
+    code = """
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+assert interrupted(press)
+assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
+assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+"""
+    python(code, tmp_path)
+
+
+def test_whoever_ignores_it_is_left_alone(tmp_path: Path) -> None:
+    code = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+assert not interrupted(press)
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+"""
+    python(code, tmp_path)

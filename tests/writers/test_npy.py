@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 
-from fastdirs.writers.arrays import WRITER
+from fastdirs.writers.npy import WRITER
 
 
 def test_numpy_reads_the_pixels_back_without_pickles() -> None:
@@ -13,4 +13,4 @@ def test_numpy_reads_the_pixels_back_without_pickles() -> None:
 
 
 def test_the_suffix_does_not_depend_on_the_image_format() -> None:
-    assert (WRITER.folder, WRITER.suffix("jpg")) == ("arrays", "npy")
+    assert (WRITER.folder, WRITER.suffix("jpg")) == ("npy", "npy")

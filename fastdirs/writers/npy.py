@@ -16,7 +16,7 @@ def _encode(images: Pixels, image_format: str) -> bytes:
 
 WRITER = StripWriter(
     summary="one .npy per seed and direction, raw pixels",
-    folder="arrays",
+    folder="npy",
     suffix=lambda image_format: "npy",
     encode=_encode,
 )

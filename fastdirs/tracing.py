@@ -1,0 +1,85 @@
+"""A module becomes one ONNX file with a dynamic batch, names and metadata."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from fastdirs.errors import ContractError, RecipeError
+from fastdirs.manifest import Json, write_bytes
+
+
+def trace(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    inputs: Sequence[str],
+    output: str,
+    opset: int,
+    identity: Json,
+) -> None:
+    """Write a module as one ONNX file with a dynamic batch, names and metadata.
+
+    Args:
+        module: Its `forward` is the graph's signature.
+        example: Inputs to trace with; an input whose first axis is 2 has a dynamic batch. Each `[2, ...]`.
+        path: The file.
+        inputs: Names of the inputs.
+        output: Name of the output.
+        opset: ONNX operator set.
+        identity: What the file records of its generator.
+
+    Raises:
+        ContractError: The module cannot be traced, or not for every batch size.
+        RecipeError: The exporter does not write this opset.
+    """
+    dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module, example, dynamo=True, input_names=list(inputs), output_names=[output],
+                opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ContractError(
+            f"{identity['name']} cannot be traced into a graph with a dynamic batch: {reason} "
+            "Its code must not branch on values or on the batch size."
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    if opset_of(model) != opset:
+        # The exporter only logs that it could not convert, and keeps the operator set that it works in.
+        raise RecipeError(f"{identity['name']} cannot be written in opset {opset}. Use {opset_of(model)}.")
+    # The exporter notes the source lines behind each node, with the paths of this machine.
+    for each in (model.graph, *model.graph.node, *model.graph.value_info):
+        each.ClearField("metadata_props")
+    model.producer_name = "fastdirs"
+    onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(path, model.SerializeToString())
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of the ONNX operator set that a graph is written in."""
+    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints, logs and warns about packages and internals that a user cannot act on."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

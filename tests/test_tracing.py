@@ -1,0 +1,54 @@
+"""A module becomes one ONNX file."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastdirs.errors import ContractError, RecipeError
+from fastdirs.tracing import opset_of, trace
+
+
+class _Double(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        return 2 * latents
+
+
+class _BranchesOnBatch(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents.view(2, 4)
+
+
+def _trace(module: nn.Module, path: Path, opset: int = 18) -> onnx.ModelProto:
+    trace(module, (torch.zeros(2, 4),), path, ["latents"], "images", opset, {"name": "double"})
+    return onnx.load(str(path))
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_names_dynamic_batch_opset_and_identity(opset: int, tmp_path: Path) -> None:
+    model = _trace(_Double(), tmp_path / "double.onnx", opset)
+    assert opset_of(model) == opset
+    assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["latents", "images"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert "double" in model.metadata_props[0].value
+    assert [path.name for path in tmp_path.iterdir()] == ["double.onnx"]
+
+
+def test_opset_under_its_long_name() -> None:
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "empty", [], []))
+    model.opset_import[0].domain = "ai.onnx"
+    assert opset_of(model) == model.opset_import[0].version
+
+
+def test_a_module_made_for_one_batch_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="double cannot be traced"):
+        _trace(_BranchesOnBatch(), tmp_path / "fixed.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_is_not_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="opset 5"):
+        _trace(_Double(), tmp_path / "old.onnx", 5)
+    assert not list(tmp_path.iterdir())
