@@ -71,6 +71,10 @@ class Recipe:
         accept: Tolerance for each precision that may be used.
         required: Precisions that must pass, or the export fails; others in `accept` are used only if they
             pass.
+
+    Raises:
+        RecipeError: A batch size or a requirement that cannot be.
+        UnknownNameError: No such lowering form.
     """
 
     generator: str

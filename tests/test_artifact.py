@@ -34,7 +34,7 @@ def test_opens_by_folder_or_file(copied: Path, toy: Generator, name: str) -> Non
     assert artifact.generator == toy.identity()
     assert artifact.synthesis_path == copied / SYNTHESIS
     assert artifact.mapping_path is None, "the toy's latents are z itself"
-    assert artifact.precisions[0] == "f32"
+    assert artifact.content["precisions"][0] == "f32"
     assert len(artifact.sha256) == 64
 
 

@@ -103,9 +103,6 @@ def refused(folder: Path) -> Refused:
     return run
 
 
-# Checkpoints
-
-
 def test_missing(refused: Refused) -> None:
     for command in ("discover", "export"):
         refused((command, "missing.pt", "--out", "out"), "missing.pt", "does not exist")
@@ -203,9 +200,6 @@ def test_artefact_that_is_none(refused: Refused, folder: Path) -> None:
     refused(TRAVERSE, "manifest.json")
 
 
-# Selections
-
-
 def test_bank_of_another_generator(refused: Refused, folder: Path) -> None:
     command = ("traverse", "toy", "bank.safetensors", "--out", "out")
     weights = load_bank(folder / "bank.safetensors").generator["weights_sha256"]
@@ -253,9 +247,6 @@ def test_out_of_range(arguments: tuple[str, ...], naming: str, refused: Refused)
 )
 def test_unknown_names(arguments: tuple[str, ...], wrong: str, right: str, refused: Refused) -> None:
     refused(arguments, wrong, right)
-
-
-# Outputs
 
 
 @pytest.mark.parametrize("command", WRITING)
@@ -319,9 +310,6 @@ def test_graph_changed_since_its_manifest(refused: Refused, folder: Path) -> Non
         refused(arguments, "synthesis.onnx", "changed since its manifest was written", "Export again")
 
 
-# Backends
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -338,9 +326,6 @@ def test_backend_that_is_not_installed(arguments: tuple[str, ...], folder: Path)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     check_refusal(done.returncode, done.stdout + done.stderr, ["pip install 'fastdirs[cpu]'"])
     assert listing(folder) == before
-
-
-# Ctrl-C
 
 
 def _interrupt(arguments: Sequence[str], after_s: float, at_work: Path | None = None) -> tuple[int, str]:

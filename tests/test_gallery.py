@@ -15,7 +15,6 @@ from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
 from fastdirs.discovery import discover
 from fastdirs.errors import (
-    ArtifactError,
     BackendError,
     BankError,
     OutputError,
@@ -219,7 +218,6 @@ def test_only_what_is_missing_is_made(
         ("psi", {"psi": 0.9}),
         ("cutoff", {"cutoff": 0}),
         ("image_format", {"image_format": "webp"}),
-        ("writers", {"writers": ("strips",)}),
         ("backend", {"backend": "openvino_cpu"}),
         ("precision", {"precision": "bf16"}),
         ("batch_size", {"batch_size": 3}),
@@ -247,9 +245,9 @@ def rendered(
 def test_another_bank_source_or_library_is_named(
     toy_artifact: Artifact, toy: Generator, toy_bank: DirectionBank, rendered: Gallery, tmp_path: Path
 ) -> None:
-    renamed = replace(toy_bank, labels=("left", *toy_bank.labels[1:]))
+    turned = replace(toy_bank, directions=-toy_bank.directions)
     with pytest.raises(OutputError, match="other bank"):
-        traverse(toy_artifact, renamed, rendered.folder, **SMALL)
+        traverse(toy_artifact, turned, rendered.folder, **SMALL)
     with pytest.raises(OutputError, match="other artifact"):
         traverse(toy, toy_bank, rendered.folder, **SMALL)
     content = json.loads((rendered.folder / PLAN_FILE).read_text())
@@ -259,8 +257,76 @@ def test_another_bank_source_or_library_is_named(
     with pytest.raises(OutputError, match=r"was begun with ONNX Runtime 0\.1, but here is .*--force"):
         traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
     (tmp_path / "out" / PLAN_FILE).write_text("{")
-    with pytest.raises(ArtifactError, match=PLAN_FILE):
+    with pytest.raises(OutputError, match="holds no traversal"):
         traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+
+
+def test_names_and_outputs_change_without_rendering_again(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    settings = {**SMALL, "writers": ("strips",)}
+    gallery = traverse(toy_artifact, toy_bank, tmp_path / "out", **settings)
+    strips = {path: path.stat().st_mtime_ns for path in (gallery.folder / "strips").rglob("*.png")}
+    named = replace(toy_bank, labels=("to the left", *toy_bank.labels[1:]))
+    traverse(toy_artifact, named, tmp_path / "out", **{**settings, "writers": ("atlas", "grids")})
+    assert strips == {path: path.stat().st_mtime_ns for path in strips}
+    assert "to the left" in (gallery.folder / "index.html").read_text()
+    assert list((gallery.folder / "grids").iterdir())
+
+
+def test_only_the_traversal_is_replaced(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    settings = {**SMALL, "writers": ("strips",)}
+    traverse(toy_artifact, toy_bank, tmp_path / "out", **settings)
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    traverse(toy_artifact, toy_bank, tmp_path / "out", **{**settings, "seeds": (9,)}, force=True)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "trips").mkdir()
+    (tmp_path / "trips" / PLAN_FILE).write_text('{"my": "trip"}')
+    with pytest.raises(OutputError, match="holds no traversal"):
+        traverse(toy_artifact, toy_bank, tmp_path / "trips", **settings, force=True)
+    assert [path.name for path in (tmp_path / "trips").iterdir()] == [PLAN_FILE]
+
+
+def test_a_folder_that_another_run_fills_is_left_to_it(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    def fill_meanwhile(*_: object) -> None:
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL)
+
+    with pytest.raises(OutputError, match="was filled by another run in the meantime"):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **SMALL, opened=fill_meanwhile)
+    before = _contents(tmp_path / "out")
+
+    def inside(phase: str, done: int, total: int) -> None:
+        with pytest.raises(OutputError, match="is being filled by another run"):
+            traverse(toy_artifact, toy_bank, tmp_path / "other", **SMALL)
+
+    traverse(toy_artifact, toy_bank, tmp_path / "other", **SMALL, progress=inside)
+    assert _contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(("image_format", "widest"), [("jpg", 65_500), ("webp", 16_383)])
+def test_strips_that_the_format_cannot_hold(
+    image_format: str, widest: int, toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    most = widest // toy_artifact.generator["img_resolution"]
+    epsilons = np.linspace(-6, 6, most + 1)
+    settings = {**SMALL, "image_format": image_format, "epsilons": epsilons, "writers": ("strips",)}
+    with pytest.raises(SelectionError, match=f"too wide for {image_format}"):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+    fits = {**settings, "epsilons": epsilons[:-1], "seeds": np.arange(1), "directions": np.array([0])}
+    gallery = traverse(toy_artifact, toy_bank, tmp_path / "out", **fits)
+    assert len(gallery.read_strip(0, 0)) == most
+
+
+def test_seeds_that_are_no_whole_numbers(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    with pytest.raises(SelectionError, match="Expected whole numbers"):
+        traverse(toy_artifact, toy_bank, tmp_path / "out", **{**SMALL, "seeds": (1.5,)})
 
 
 def test_force_begins_again(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:

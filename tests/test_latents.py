@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastdirs.errors import SelectionError, ShapeError
+from fastdirs.errors import SelectionError
 from fastdirs.latents import (
     MAX_SEED,
-    add_shift,
     parse_epsilons,
     parse_indices,
     parse_seeds,
@@ -78,13 +77,6 @@ def test_cutoff_limits_truncation_to_the_first_layers(cutoff: int | None, expect
 def test_truncation_out_of_range(psi: float, cutoff: int | None) -> None:
     with pytest.raises(SelectionError):
         psi_per_layer(psi, cutoff, 3)
-
-
-def test_add_shift_checks_shapes() -> None:
-    latents, shifts = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
-    torch.testing.assert_close(add_shift(latents, shifts), latents + shifts)
-    with pytest.raises(ShapeError, match="shifts"):
-        add_shift(latents, torch.randn(1, 3, 5))
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,12 @@ def below(folder: Path) -> list[str]:
 
 
 def fill(folder: Path, text: str) -> None:
-    with atomic_folder(folder, MARKER, force=True) as temporary:
-        (temporary / MARKER).write_text(text)
+    with atomic_folder(folder, MARKER, "made", force=True) as temporary:
+        write_json(temporary / MARKER, manifest("made", {"text": text}))
+
+
+def text_in(folder: Path) -> str:
+    return str(read_json(folder / MARKER, "made")["text"])
 
 
 def test_atomic_file_appears_at_the_end_and_makes_its_folder(tmp_path: Path) -> None:
@@ -98,7 +102,7 @@ os.chdir(Path(sys.argv[1]).parent)
 folder = Path(Path(sys.argv[1]).name)
 if os.getuid() == 0:
     os.setuid(65534)
-made = atomic_folder(folder / "made", "marker")
+made = atomic_folder(folder / "made", "marker", "made")
 for write in (lambda: write_bytes(folder / "file", b"abc"), made.__enter__):
     try:
         write()
@@ -137,7 +141,7 @@ for name in ("old", "new"):
     except OutputError as error:
         print(error)
 try:
-    with atomic_folder(folder / "made", "marker", force=True) as temporary:
+    with atomic_folder(folder / "made", "marker", "made", force=True) as temporary:
         (temporary / "marker").write_bytes(bytes(100_000))
 except OutputError as error:
     print(error)
@@ -146,19 +150,19 @@ except OutputError as error:
 
 def test_a_disk_that_takes_no_more_bytes_leaves_nothing_and_keeps_the_old(tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(b"old")
-    (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "marker").write_text("old")
+    write_json(tmp_path / "made" / "marker", manifest("made", {}))
+    old = (tmp_path / "made" / "marker").read_bytes()
     done = run(ON_A_FULL_DISK, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("could not be written: File too large") == 3
     assert below(tmp_path) == ["made", "made/marker", "old"]
     assert (tmp_path / "old").read_bytes() == b"old"
-    assert (tmp_path / "made" / "marker").read_text() == "old"
+    assert (tmp_path / "made" / "marker").read_bytes() == old
 
 
 def test_atomic_folder_appears_at_the_end(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "made"
-    with atomic_folder(folder, MARKER) as temporary:
+    with atomic_folder(folder, MARKER, "made") as temporary:
         (temporary / MARKER).write_text("{}")
         assert not folder.exists()
     assert below(tmp_path) == ["deep", "deep/made", f"deep/made/{MARKER}"]
@@ -169,10 +173,10 @@ def test_atomic_folder_is_not_replaced_without_force(tmp_path: Path) -> None:
     fill(tmp_path / "made", "old")
     with (
         pytest.raises(OutputError, match=r"exists already.*--force"),
-        atomic_folder(tmp_path / "made", MARKER),
+        atomic_folder(tmp_path / "made", MARKER, "made"),
     ):
         pytest.fail("the block must not run")
-    assert (tmp_path / "made" / MARKER).read_text() == "old"
+    assert text_in(tmp_path / "made") == "old"
 
 
 def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
@@ -180,7 +184,7 @@ def test_force_replaces_the_whole_folder(tmp_path: Path) -> None:
     (tmp_path / "made" / "leftover").touch()
     fill(tmp_path / "made", "new")
     assert below(tmp_path) == ["made", f"made/{MARKER}"]
-    assert (tmp_path / "made" / MARKER).read_text() == "new"
+    assert text_in(tmp_path / "made") == "new"
 
 
 def test_force_replaces_no_folder_of_another_kind(tmp_path: Path) -> None:
@@ -189,6 +193,29 @@ def test_force_replaces_no_folder_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="left alone"):
         fill(tmp_path / "photos", "new")
     assert below(tmp_path) == ["photos", "photos/holiday.jpg"]
+
+
+def test_force_replaces_no_folder_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "webapp").mkdir()
+    (tmp_path / "webapp" / MARKER).write_text('{"name": "an app", "kind": "made"}')
+    with pytest.raises(OutputError, match="another program's"):
+        fill(tmp_path / "webapp", "new")
+    assert below(tmp_path) == ["webapp", f"webapp/{MARKER}"]
+
+
+def test_what_came_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(OutputError), atomic_folder(tmp_path / "made", MARKER, "made"):
+        write_bytes(tmp_path / "made" / "thesis.txt", b"")
+    assert below(tmp_path) == ["made", "made/thesis.txt"]
+
+
+def test_the_folder_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(OutputError, match="the folder that you are in"),
+        atomic_folder(Path(), MARKER, "made"),
+    ):
+        pytest.fail("the block must not run")
 
 
 def test_force_fills_an_empty_folder(tmp_path: Path) -> None:
@@ -207,15 +234,18 @@ def test_atomic_folder_does_not_replace_a_file(tmp_path: Path) -> None:
 
 def test_an_interrupted_folder_keeps_the_old_one(tmp_path: Path) -> None:
     fill(tmp_path / "made", "old")
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "made", MARKER, force=True) as temporary:  # noqa: PT012
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic_folder(tmp_path / "made", MARKER, "made", force=True) as temporary,
+    ):
         (temporary / MARKER).write_text("half of the n")
         raise KeyboardInterrupt
     assert below(tmp_path) == ["made", f"made/{MARKER}"]
-    assert (tmp_path / "made" / MARKER).read_text() == "old"
+    assert text_in(tmp_path / "made") == "old"
 
 
 def test_an_interrupted_folder_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "made", MARKER) as temporary:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "made", MARKER, "made") as temporary:  # noqa: PT012
         (temporary / "part").touch()
         raise ZeroDivisionError
     assert below(tmp_path) == []

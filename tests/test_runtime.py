@@ -282,7 +282,7 @@ def test_a_closed_runtime_says_so(toy_artifact: Artifact, toy: Generator, backen
 def test_closing_frees_all_graphs(layered_artifact: Artifact) -> None:
     def opened() -> int:
         gc.collect()
-        return sum(isinstance(each, onnxruntime.InferenceSession) for each in gc.get_objects())
+        return sum(type(each) is onnxruntime.InferenceSession for each in gc.get_objects())
 
     before = opened()
     runtime = open_runtime(layered_artifact, backend="ort")

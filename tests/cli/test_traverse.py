@@ -68,9 +68,9 @@ def test_every_writer(run: Callable[..., Result], artifact: str, bank_file: Path
 def test_without_a_page_the_folder_is_named(
     run: Callable[..., Result], artifact: str, bank_file: Path
 ) -> None:
-    result = run("traverse", artifact, bank_file, *SMALL, "--write", "arrays", "--out", "out")
+    result = run("traverse", artifact, bank_file, *SMALL, "--write", "npy", "--out", "out")
     assert result.stdout == "out\n"
-    array = np.load("out/arrays/direction-0000/seed-000000.npy")
+    array = np.load("out/npy/direction-0000/seed-000000.npy")
     assert array.shape == (3, 32, 32, 3)
 
 

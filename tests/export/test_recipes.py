@@ -22,9 +22,9 @@ def _build(name: str, out: Path) -> Artifact:
     assert artifact.generator["weights_sha256"] == recipe.weights_sha256
     assert artifact.content["batch"]["max"] == recipe.batch.max
     for precision in recipe.required:
-        assert precision in artifact.precisions
+        assert precision in artifact.content["precisions"]
     rows = verify_artifact(artifact)
-    assert {row["precision"] for row in rows if row["accepted"]} == set(artifact.precisions)
+    assert {row["precision"] for row in rows if row["accepted"]} == set(artifact.content["precisions"])
     return artifact
 
 
