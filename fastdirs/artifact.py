@@ -88,8 +88,9 @@ def open_artifact(path: str | Path) -> Artifact:
             was written.
     """
     folder = Path(path)
+    nothing_there = not folder.exists()
     folder = folder if folder.is_dir() else folder.parent
-    if not folder.is_dir():
+    if nothing_there:
         raise ArtifactError(f"{path} does not exist. Make it with: fastdirs export MODEL --out {path}")
     content = read_json(folder / MANIFEST, KIND)
     missing = [key for key in ("generator", "batch", "accept", "precisions", "files") if key not in content]

@@ -234,12 +234,14 @@ def test_atomic_folder_does_not_replace_a_file(tmp_path: Path) -> None:
 
 def test_an_interrupted_folder_keeps_the_old_one(tmp_path: Path) -> None:
     fill(tmp_path / "made", "old")
-    with (
-        pytest.raises(KeyboardInterrupt),
-        atomic_folder(tmp_path / "made", MARKER, "made", force=True) as temporary,
-    ):
-        (temporary / MARKER).write_text("half of the n")
-        raise KeyboardInterrupt
+
+    def fill_half() -> None:
+        with atomic_folder(tmp_path / "made", MARKER, "made", force=True) as temporary:
+            (temporary / MARKER).write_text("half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_half()
     assert below(tmp_path) == ["made", f"made/{MARKER}"]
     assert text_in(tmp_path / "made") == "old"
 

@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: bf16 where the processor has units for it."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -23,7 +24,7 @@ class _OpenVino(Session):
                 f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}."
             )
         mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
-        compiled = openvino.Core().compile_model(
+        compiled = _core().compile_model(
             str(path), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
         )
         # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it
@@ -73,6 +74,13 @@ class _OpenVino(Session):
         self._closed = True
         while not self._requests.empty():
             self._requests.get()
+
+
+@cache
+def _core() -> openvino.Core:
+    # One for the process, never freed: each installs a signal stack, and one freed out of order leaves
+    # the process with a stack in freed memory, on which the next signal (Ctrl-C) kills it.
+    return openvino.Core()
 
 
 def _heavy_layers(compiled: openvino.CompiledModel) -> dict[str, int]:

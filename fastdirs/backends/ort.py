@@ -17,6 +17,8 @@ class _Ort(Session):
             raise BackendError(
                 f"ort has no precision {precision!r} on CPUs: ONNX Runtime does not compute in it. Use f32."
             )
+        # Nothing that a user renders is anybody else's business.
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         # Errors are raised; what remains are warnings about graph clean-up that a user cannot act on.
         options.log_severity_level = 3

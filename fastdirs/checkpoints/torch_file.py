@@ -50,7 +50,9 @@ def state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
         with warnings.catch_warnings():
             # torch warns of pickles and archives that it was not made for, then reads or refuses them anyway.
             warnings.simplefilter("ignore", UserWarning)
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # An open file: given a path, torch chooses another reader by its suffix.
+            with path.open("rb") as file:
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} {_refusal(str(error))}") from error
     except _BROKEN as error:
