@@ -8,10 +8,10 @@ demo: .venv/demo
 	$(BIN)/python demo.py
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -rs -m "not slow and not gpu"
 
 test-all: .venv/dev
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -rs -m "not gpu"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ bench: .venv/dev
 	$(BIN)/python benchmarks/traverse.py
 
 clean:
-	rm -rf .venv out
+	rm -rf .venv out/demo
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -93,7 +93,7 @@ def open_artifact(path: str | Path) -> Artifact:
     if nothing_there:
         raise ArtifactError(f"{path} does not exist. Make it with: fastdirs export MODEL --out {path}")
     content = read_json(folder / MANIFEST, KIND)
-    missing = [key for key in ("generator", "batch", "accept", "precisions", "files") if key not in content]
+    missing = [key for key in ("generator", "batch", "accept", "required", "files") if key not in content]
     if missing or SYNTHESIS not in content["files"]:
         raise ArtifactError(
             f"{folder / MANIFEST} says nothing of {missing[0] if missing else SYNTHESIS}. Export again."

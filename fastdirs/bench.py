@@ -35,7 +35,8 @@ class Row:
         batch_ms: Time of one batch in the stream, in milliseconds, with its quartiles.
         latency_ms: Time of a single image, in milliseconds, with its quartiles.
         parity: Error against torch fp32.
-        memory_mib: What opening and running it added to the process, in MiB.
+        memory_mib: What opening and running it added to the process, in MiB; less than it holds, where memory
+            that was free already is used again.
         failure: Why there are no figures; None if there are.
     """
 

@@ -36,6 +36,7 @@ _BATCH_CANDIDATES = (8, 16, 32, 64, 128)
 # A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last.
 _GOOD_ENOUGH = 0.97
 _PENDING_STRIPS = 64
+_PENDING_BYTES = 128 * 2**20
 _LOCK = ".lock"
 # What `manifest.atomic_file` names its temporary files.
 _LEFTOVER = re.compile(r"\..*\.\d+\.tmp")
@@ -330,8 +331,9 @@ def _render(
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="writer") as pool:
         try:
             for strip in plan.strips(images, first):
+                limit = max(1, min(_PENDING_STRIPS, _PENDING_BYTES // strip.images.nbytes))
                 # Bounded: a slow disk holds the runtime back instead of filling the memory.
-                while len(pending) >= _PENDING_STRIPS or (pending and pending[0].done()):
+                while len(pending) >= limit or (pending and pending[0].done()):
                     pending.popleft().result()
                     done += len(plan.epsilons)
                     progress(min(done, total), total)

@@ -90,7 +90,7 @@ def test_a_manifest_of_another_schema(copied: Path) -> None:
         open_artifact(copied)
 
 
-@pytest.mark.parametrize("key", ["generator", "batch", "accept", "precisions", "files"])
+@pytest.mark.parametrize("key", ["generator", "batch", "accept", "required", "files"])
 def test_a_manifest_that_lacks_something(copied: Path, key: str) -> None:
     _change_manifest(copied, **{key: None})
     with pytest.raises(ArtifactError, match=f"says nothing of {key}"):

@@ -61,7 +61,7 @@ def bench(
     )
     columns = [
         "backend", "precision", "images/s", "batch ms", "one image ms", "error (mean, max grey levels)",
-        "memory MiB", "provider",
+        "added MiB", "provider",
     ]  # fmt: skip
     cells = []
     for row in rows:

@@ -27,7 +27,7 @@ def test_a_table_without_json(run: Callable[..., Result]) -> None:
     assert result.exit_code == 0, result.output
     header, *lines = result.stdout.splitlines()
     assert header.startswith("backend")
-    for column in ("precision", "images/s", "one image ms", "error (mean, max grey levels)", "memory MiB"):
+    for column in ("precision", "images/s", "one image ms", "error (mean, max grey levels)", "added MiB"):
         assert column in header
     assert {line.split()[0] for line in lines if line[0] != " "} == set(BACKENDS.names())
     assert "toy, batch 4, " in result.stderr
