@@ -279,3 +279,28 @@ def test_code_of_the_user_cannot_be_saved(own_module: str, tmp_path: Path) -> No
     with pytest.raises(ContractError, match="is code, not a file"):
         save_generator(load_generator(f"{own_module}:make"), tmp_path / "own.safetensors")
     assert not (tmp_path / "own.safetensors").exists()
+
+
+def test_a_factory_may_import_when_it_is_called(own_module: str, tmp_path: Path) -> None:
+    (tmp_path / "fastdirs_test_late.py").write_text(
+        f"def make():\n    import {own_module} as late\n    return late"
+    )
+    with pytest.raises(ContractError, match="returned a module"):
+        load_generator("fastdirs_test_late:make")
+    sys.modules.pop("fastdirs_test_late", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("import (", "cannot be imported"), ("from math import nothing", "nothing")]
+)
+def test_a_module_that_does_not_import(text: str, message: str, own_module: str, tmp_path: Path) -> None:
+    (tmp_path / "fastdirs_test_broken.py").write_text(text)
+    with pytest.raises(ContractError, match=message):
+        load_generator("fastdirs_test_broken:make")
+
+
+def test_family_and_options_do_not_apply_to_code(own_module: str) -> None:
+    with pytest.raises(ContractError, match="is code: family and options do not apply"):
+        load_generator(f"{own_module}:make", "dcgan")
+    with pytest.raises(CheckpointError, match="toy is a family itself, not dcgan"):
+        load_generator("toy", "dcgan")

@@ -23,6 +23,7 @@ from fastdirs.errors import (
 )
 from fastdirs.generators import Generator
 from fastdirs.latents import sample_z
+from fastdirs.loading import load_generator
 from fastdirs.manifest import cache_dir
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT
@@ -289,6 +290,14 @@ def test_closing_frees_all_graphs(layered_artifact: Artifact) -> None:
     assert opened() == before + 2, "mapping and synthesis"
     runtime.close()
     assert opened() == before
+
+
+def test_a_generator_runs_in_no_precision_that_it_ignores(toy_artifact: Artifact, tmp_path: Path) -> None:
+    if "bf16" not in BACKENDS.load("eager").precisions():
+        pytest.skip("this processor has no bf16 units")
+    shutil.copy(toy_artifact.synthesis_path, tmp_path / "own.onnx")
+    with pytest.raises(BackendError, match="own runs in f32 only, not in bf16"):
+        open_runtime(load_generator(tmp_path / "own.onnx"), precision="bf16")
 
 
 _WITH_ONE_RUNTIME = """

@@ -3,14 +3,18 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array
+from fastdirs.errors import BackendError
+from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.latents import sample_z
+from fastdirs.recipe import Batch, Graph, Recipe
 
 openvino = pytest.importorskip("openvino", reason="pip install 'fastdirs[cpu]'")
 
@@ -45,6 +49,18 @@ def test_streaming_takes_as_many_requests_as_pay_off(toy_artifact: Artifact) -> 
     assert alone.num_parallel == 1
     assert "CPU" in alone.provider
     assert backend.open(toy_artifact.synthesis_path, "f32", True).num_parallel >= 1
+
+
+def test_a_graph_that_would_run_in_f32_is_no_bf16(small_dcgan: Generator, tmp_path: Path) -> None:
+    backend = BACKENDS.load("openvino_cpu")
+    if "bf16" not in backend.precisions():
+        pytest.skip("this processor has no bf16 units")
+    # Transposed convolutions have no bf16 kernel in OpenVINO.
+    recipe = Recipe(generator="any", graph=Graph(lowering="plain"), batch=Batch(opt=2, max=2))
+    artifact = export_generator(small_dcgan, tmp_path / "plain", recipe)
+    assert artifact.content["precisions"] == ["f32"]
+    with pytest.raises(BackendError, match=r"none of the \d layers that cost time in bf16"):
+        backend.open(artifact.synthesis_path, "bf16", False)
 
 
 _TWO_FIRST_CALLS = """

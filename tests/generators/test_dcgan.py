@@ -344,3 +344,20 @@ def test_the_first_layer_is_what_multiplies_z(random_dcgan: Build, tmp_path: Pat
     z = sample_z([0], 8)
     expected = original[0](z[:, :, None, None]).flatten(1)
     torch.testing.assert_close(z @ factor.weight.T, expected, rtol=0, atol=1e-5)
+
+
+def test_names_without_numbers_in_a_format_without_order_leave_a_doubt(tmp_path: Path) -> None:
+    names = ("a_in", "b_one", "b_two", "c_out")
+    sizes = ((8, 16), (16, 16), (16, 16), (16, 3))
+    state = {f"{name}.weight": torch.randn(*size, 4, 4) for name, size in zip(names, sizes, strict=True)}
+    assert load(tmp_path, state).img_resolution == 32
+    save_file(state, tmp_path / "weights.safetensors")
+    with pytest.raises(CheckpointError, match=r"'b_one\.weight' and 'b_two\.weight' comes first"):
+        load_generator(tmp_path / "weights.safetensors", "dcgan")
+
+
+def test_the_identity_covers_what_the_weights_do_not(random_dcgan: Build, tmp_path: Path) -> None:
+    state = random_dcgan().state_dict()
+    one, other = load(tmp_path, state), load(tmp_path, state, activation="leaky_relu")
+    assert one.identity()["weights_sha256"] == other.identity()["weights_sha256"]
+    assert one.identity()["config_sha256"] != other.identity()["config_sha256"]

@@ -114,3 +114,39 @@ def test_a_module_that_wants_something_else() -> None:
     for module in (TwoInputs(), Careful()):
         with pytest.raises(ContractError, match="does not turn z"):
             ModuleGenerator(module, z_dim=4)
+
+
+class Headed(nn.Module):
+    """Its last layer is as long as z, and is written down before the one that reads z."""
+
+    z_dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_rgb = nn.Linear(6, 192)
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.to_rgb(self.first(z).tanh()).tanh().unflatten(1, (3, 8, 8))
+
+
+class Normalised(Headed):
+    """No layer is given z itself."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z / z.norm(dim=1, keepdim=True))
+
+
+def test_the_layer_that_is_given_z_is_factorised_wherever_it_is_written() -> None:
+    module = Headed()
+    (factor,) = ModuleGenerator(module).factors()
+    assert factor.name.endswith("first")
+    assert torch.equal(factor.weight, module.first.weight)
+    assert ModuleGenerator(Normalised()).factors() == []
+
+
+def test_images_in_another_range_are_refused() -> None:
+    module = Dense()
+    module.forward = lambda z: (Dense.forward(module, z) + 1) / 2
+    with pytest.raises(ContractError, match=r"Expected images in \[-1, 1\]: return 2 \* images - 1"):
+        ModuleGenerator(module)
