@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastdirs
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS, Array
+from fastdirs.backends import BACKENDS, Array, Session
 from fastdirs.errors import FastdirsError
 from fastdirs.export import export_generator
 from fastdirs.generators import Generator
@@ -184,8 +184,8 @@ def _compiled_work(
     return work
 
 
-def _drain(session: object, batches: list[Array]) -> Array:
-    return np.concatenate(list(stream(session, batches)))  # type: ignore[arg-type]
+def _drain(session: Session, batches: list[Array]) -> Array:
+    return np.concatenate(list(stream(session, batches)))
 
 
 def files(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, object], list[Row]]:
