@@ -161,3 +161,9 @@ def test_huge_lists_are_refused_before_they_fill_the_memory(parse: object, text:
     with pytest.raises(SelectionError):
         parse(text)  # type: ignore[operator]
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("psi", [1e39, -1000.5, float("nan"), float("inf")])
+def test_psi_out_of_range(psi: float) -> None:
+    with pytest.raises(SelectionError, match="Expected a number from -1000 to 1000"):
+        psi_per_layer(psi, None, 3)

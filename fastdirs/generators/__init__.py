@@ -207,6 +207,19 @@ class Generator(nn.Module, ABC):
             )
 
 
+class ZGenerator(Generator):
+    """A generator whose latents are z itself, as one layer."""
+
+    @property
+    def has_mapping(self) -> bool:
+        """False: z is the latent space; a mapping network, if there is one, is part of the stages."""
+        return False
+
+    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """z `[batch, z_dim]` -> `[batch, 1, z_dim]`."""
+        return z[:, None]
+
+
 class LatentStage(nn.Module):
     """A first stage: one latent layer as a 1x1 picture through a sequence of layers."""
 
@@ -246,7 +259,7 @@ class _ModuleStage(nn.Module):
         return images
 
 
-class ModuleGenerator(Generator):
+class ModuleGenerator(ZGenerator):
     """Any torch module from z to images, as a generator.
 
     Args:
@@ -274,15 +287,6 @@ class ModuleGenerator(Generator):
         )  # fmt: skip
         self.provenance = Provenance(name=name, source="code of the user")
         self.eval()
-
-    @property
-    def has_mapping(self) -> bool:
-        """False: z is the latent space."""
-        return False
-
-    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z `[batch, z_dim]` -> `[batch, 1, z_dim]`."""
-        return z[:, None]
 
     def factors(self) -> list[Factor]:
         """The first linear or transposed convolution layer that is given z itself, if there is one."""

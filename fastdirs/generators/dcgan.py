@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance
+from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
 from fastdirs.manifest import Json
 from fastdirs.registry import unknown_name
 
@@ -47,7 +47,7 @@ class Layer:
     norm: bool
 
 
-class Dcgan(Generator):
+class Dcgan(ZGenerator):
     """Radford et al. 2016, any depth and width.
 
     Args:
@@ -82,15 +82,6 @@ class Dcgan(Generator):
             img_resolution=size, img_channels=layers[-1].out_channels,
             stages=stages, reads=[(0,)] + [()] * (len(layers) - 1), config=config,
         )  # fmt: skip
-
-    @property
-    def has_mapping(self) -> bool:
-        """False: z is the latent space."""
-        return False
-
-    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z `[batch, z_dim]` -> `[batch, 1, z_dim]`."""
-        return z[:, None]
 
     def factors(self) -> list[Factor]:
         """The first layer: each output unit of it is a dot product with z."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.checkpoints.onnx_file import dtype_name
 from fastdirs.errors import CheckpointError, ContractError
-from fastdirs.generators import Factor, Family, Generator, Provenance
+from fastdirs.generators import Factor, Family, Generator, Provenance, ZGenerator
 from fastdirs.latents import sample_z
 from fastdirs.manifest import Json
 from fastdirs.registry import unknown_name
@@ -74,7 +74,7 @@ def _forget_session(stage: nn.Module, incompatible: object) -> None:
     stage._session = None
 
 
-class OnnxGraph(Generator):
+class OnnxGraph(ZGenerator):
     """An ONNX file from z to images.
 
     Args:
@@ -91,15 +91,6 @@ class OnnxGraph(Generator):
             img_resolution=config["img_resolution"], img_channels=config["img_channels"],
             stages=[_GraphStage(config)], reads=[(0,)], config=config,
         )  # fmt: skip
-
-    @property
-    def has_mapping(self) -> bool:
-        """False: z is the latent space; a mapping network, if there is one, is somewhere in the file."""
-        return False
-
-    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z `[batch, z_dim]` -> `[batch, 1, z_dim]`."""
-        return z[:, None]
 
     def factors(self) -> list[Factor]:
         """None: which weights multiply z is not known."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.errors import SelectionError
-from fastdirs.generators import Factor, Family, Generator, Provenance
+from fastdirs.generators import Factor, Family, Generator, Provenance, ZGenerator
 from fastdirs.manifest import Json
 
 ATTRIBUTES = ("x", "y", "size", "hue", "background")
@@ -73,7 +73,7 @@ class _DrawStage(nn.Module):
         return coverage * colour + (1 - coverage) * background
 
 
-class Toy(Generator):
+class Toy(ZGenerator):
     """Position, size and hue of a disc and the brightness of its background, behind a fixed rotation of z.
 
     Args:
@@ -97,15 +97,6 @@ class Toy(Generator):
             config={"resolution": resolution, "z_dim": z_dim},
         )  # fmt: skip
         self.provenance = Provenance(name="toy", source="built into fastdirs", licence="Apache-2.0")
-
-    @property
-    def has_mapping(self) -> bool:
-        """False: z is the latent space."""
-        return False
-
-    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z `[batch, z_dim]` -> `[batch, 1, z_dim]`."""
-        return z[:, None]
 
     def factors(self) -> list[Factor]:
         """The layer that reads z."""

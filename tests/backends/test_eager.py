@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastdirs.backends import BACKENDS
+from fastdirs.errors import BackendError
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph
 from fastdirs.latents import sample_z
@@ -53,3 +54,21 @@ def test_names_version_and_threads(toy: Generator, precision: str) -> None:
     session = BACKENDS.load("eager").open(SynthesisGraph(toy), precision, False)
     version = torch.__version__.partition("+")[0]
     assert session.provider == f"torch {version} on cpu, {torch.get_num_threads()} threads"
+
+
+class _OnlyFloat32(nn.Module):
+    """A user's module that casts in the middle, so that its weights meet another type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        images: torch.Tensor = self.layer(latents.float())
+        return images
+
+
+def test_a_module_that_does_not_run_in_bf16_says_so() -> None:
+    session = BACKENDS.load("eager").open(_OnlyFloat32(), "bf16", False)
+    with pytest.raises(BackendError, match=r"does not run in bf16 in torch: .*Use f32"):
+        session.run([np.zeros((1, 4), dtype=np.float32)])
