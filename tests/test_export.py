@@ -392,14 +392,3 @@ def test_a_generator_that_is_a_graph_already(dcgan_artifact: Artifact, tmp_path:
     latents = generator.mapping(sample_z(range(3), generator.z_dim))
     found = _run(artifact.synthesis_path, latents.numpy())
     assert compare(found, generator.synthesis(latents).numpy()).within(DEFAULT_ACCEPT["f32"])
-
-
-def test_a_form_is_not_chosen_for_a_precision_that_is_not_accepted(
-    small_dcgan: Generator, tmp_path: Path
-) -> None:
-    lines: list[str] = []
-    accept = {"f32": DEFAULT_ACCEPT["f32"], "bf16": EXACT}
-    export_generator(small_dcgan, tmp_path / "artifact", _recipe("auto", accept=accept), report=lines.append)
-    timed = [line for line in lines if "images/s" in line]
-    assert timed
-    assert not [line for line in timed if "bf16" in line]
