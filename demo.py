@@ -64,7 +64,7 @@ def main() -> None:
     with fastdirs.open_runtime(artifact, streaming=True) as runtime:
         latents = np.ascontiguousarray(runtime.latents_of()(range(64)).numpy())
         eager = BACKENDS.load("eager").open(SynthesisGraph(generator), "f32", True)
-        timings = time_sessions({"compiled": runtime.session, "torch eager": eager}, latents, rounds=5)
+        timings = time_sessions({"compiled": runtime.session, "torch eager": eager}, [latents], rounds=5)
         speeds = {name: 1000 * len(latents) / timing.median_ms for name, timing in timings.items()}
         name = f"{runtime.backend} {runtime.precision}"
         print(f"   {name}: {speeds['compiled']:,.0f} images/s, error {runtime.parity}")

@@ -28,6 +28,8 @@ def _table(result: dict[str, Any]) -> str:
     machine, settings = result["machine"], result["settings"]
     cores = f"{machine['cores']} cores of {machine['gpu'] or machine['processor']}"
     place = f"{cores}, bf16 unit: {machine['bf16_unit'] or 'none'}"
+    if "networks" in settings:
+        return _networks(result, place)
     lines = [
         f"**{result['suite']}** ({settings['generator']}, batch {settings['batch']}; {place})",
         "",
@@ -45,11 +47,48 @@ def _table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *_remarks(settings), ""])
 
 
+def _networks(result: dict[str, Any], place: str) -> str:
+    """A line for each way to run each network, then what is true of the network itself."""
+    settings = result["settings"]
+    lines = [
+        f"**{result['suite']}** (full size, random weights; {place})",
+        "",
+        "| | precision | images/s | quartiles | error: mean, max grey levels | share of matrix rate | peak MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        start = f"| {row['name']} | {row['precision']} |"
+        if row["failure"]:
+            lines.append(f"{start} not measured: {row['failure']} | | | | |")
+            continue
+        speed = f"{_short(row['images_per_second'])} | {_short(row['low'])}-{_short(row['high'])}"
+        error = f"{row['error_mean']:.2g}, {row['error_max']:.2g}"
+        rest = f"{row['matrix_share']:.0%} | {row['extra']['peak_mib']:,.0f} |"
+        lines.append(f"{start} {speed} | {error} | {rest}")
+    lines.append("")
+    for name, facts in settings["networks"].items():
+        size = f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['gflop_per_image']:.3g} GFLOP per image"
+        export = "no export" if "export_seconds" not in facts else (
+            f"exported in {facts['export_seconds']:.0f} s with {facts['export_peak_mib']:,} MiB at most"
+        )  # fmt: skip
+        lines.append(f"- {name}: {size}, batch {facts['batch']}, {export}.")
+    return "\n".join([*lines, "", _matrix_rates(settings), ""])
+
+
+def _short(rate: float) -> str:
+    """Images per second with three digits: 0.123, 4.56, 78.9, 1,234."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _matrix_rates(settings: dict[str, Any]) -> str:
+    rates = ", ".join(f"{rate} TFLOP/s {name}" for name, rate in settings["matrix_tflops"].items())
+    return f"Matrix product measured in the same run: {rates}."
+
+
 def _remarks(settings: dict[str, Any]) -> list[str]:
     if "ratios" in settings:
-        rates = ", ".join(f"{rate} TFLOP/s {name}" for name, rate in settings["matrix_tflops"].items())
         ratios = ", ".join(f"{ratio}x {name}" for name, ratio in settings["ratios"].items())
-        return [f"Best ({settings['best']}): {ratios}. Matrix product measured in the same run: {rates}."]
+        return [f"Best ({settings['best']}): {ratios}. {_matrix_rates(settings)}"]
     if "share_of_raw" in settings:
         what = f"{settings['images']:,} images on {settings['backend']}"
         return [f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({what})."]

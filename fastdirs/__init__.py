@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from fastdirs.export import export_generator as export_generator
     from fastdirs.gallery import traverse as traverse
     from fastdirs.generators import Generator as Generator
-    from fastdirs.generators import ModuleGenerator as ModuleGenerator
+    from fastdirs.module_generator import ModuleGenerator as ModuleGenerator
     from fastdirs.loading import load_generator as load_generator
     from fastdirs.runtime import open_runtime as open_runtime
 
 _PUBLIC = {
     "DirectionBank": "directions",
     "Generator": "generators",
-    "ModuleGenerator": "generators",
+    "ModuleGenerator": "module_generator",
     "discover": "discovery",
     "export_generator": "export",
     "load_bank": "directions",

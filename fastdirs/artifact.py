@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
 from fastdirs.errors import ArtifactError
 from fastdirs.manifest import Json, read_json, sha256_file
@@ -16,6 +17,32 @@ MANIFEST = "manifest.json"
 SYNTHESIS = "synthesis.onnx"
 MAPPING = "mapping.onnx"
 REFERENCE = "reference.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Latents of seeds 0, 1, ... and torch's images of them: what a graph is compared with.
+
+    Attributes:
+        latents: `[images, layers, dim]`, float32.
+        images: `[images, channels, height, width]`, float32.
+        c: Weights of the classes `[images, c_dim]`, float32; None if the generator is unconditional.
+        class_in: Which half reads them: "mapping", "synthesis" or "".
+    """
+
+    latents: NDArray[np.float32]
+    images: NDArray[np.float32]
+    c: NDArray[np.float32] | None = None
+    class_in: str = ""
+
+    @property
+    def inputs(self) -> list[NDArray[np.float32]]:
+        """What the synthesis takes: latents, and the weights of the classes if it reads them."""
+        return [self.latents, *self.class_inputs("synthesis")]
+
+    def class_inputs(self, half: str) -> list[NDArray[np.float32]]:
+        """The weights of the classes `[images, c_dim]` if this half reads them, else nothing."""
+        return [self.c] if self.c is not None and self.class_in == half else []
 
 
 @dataclass(frozen=True)
@@ -56,15 +83,17 @@ class Artifact:
         """Hash of the synthesis graph."""
         return str(self.content["files"][SYNTHESIS])
 
-    def reference(self) -> tuple[Tensor, Tensor]:
-        """Latents `[images, layers, dim]` and torch's images `[images, channels, height, width]`, float32.
+    def reference(self) -> Reference:
+        """The reference images.
 
         Raises:
             ArtifactError: The file is broken.
         """
+        class_in = str(self.generator.get("class_in", ""))
         try:
             tensors = load_file(self.folder / REFERENCE)
-            return tensors["latents"], tensors["images"]
+            c = tensors["c"] if class_in else None
+            return Reference(latents=tensors["latents"], images=tensors["images"], c=c, class_in=class_in)
         except (SafetensorError, OSError, KeyError) as error:
             raise ArtifactError(f"{self.folder / REFERENCE} is broken ({error}). Export again.") from error
 

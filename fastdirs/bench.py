@@ -7,19 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.backends import BACKENDS, Session
 from fastdirs.errors import FastdirsError
-from fastdirs.export import export_generator
+from fastdirs.export import export_generator, make_reference
 from fastdirs.generators import Generator
-from fastdirs.graphs import SynthesisGraph
-from fastdirs.latents import sample_z
+from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.machine import Timing, alternate, describe_machine, resident_mib
 from fastdirs.manifest import Json, environment
 from fastdirs.parity import Parity, measure
-from fastdirs.recipe import Batch, Recipe
+from fastdirs.recipe import Batch, Recipe, usual_batch
 from fastdirs.throughput import time_sessions
 
 
@@ -53,7 +51,7 @@ class Row:
 
 def bench(
     generator: Generator,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     rounds: int = 7,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
@@ -61,21 +59,24 @@ def bench(
 
     Args:
         generator: The generator; it is exported to a temporary folder.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; None takes what suits the image size, 64 up to 64 pixels.
         rounds: Timings of each.
         progress: Called with timings done and timings in all.
 
     Returns:
         A row for each backend and precision, fastest first; one that cannot run says why.
     """
-    with torch.inference_mode():
-        latents: Array = np.ascontiguousarray(
-            generator.mapping(sample_z(range(batch_size), generator.z_dim)).numpy()
-        )
-        reference: Array = generator.synthesis(torch.from_numpy(latents)).numpy()
+    batch_size = batch_size or usual_batch(generator.img_resolution).opt
+    inputs = synthesis_inputs(generator, range(batch_size))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastdirs-bench-") as folder:
         artifact = _exported(generator, batch_size, Path(folder))
+        # The export has rendered some pictures in torch, which takes long where they are large.
+        reference = (
+            artifact.reference()
+            if isinstance(artifact, Artifact)
+            else make_reference(generator, min(batch_size, 8))
+        )
         sessions: dict[tuple[str, str], Session] = {}
         facts: dict[tuple[str, str], tuple[Parity, float]] = {}
         alone: dict[str, Session] = {}
@@ -92,7 +93,7 @@ def bench(
                 try:
                     before = resident_mib()
                     session = backend.open(source, precision, True)
-                    parity = measure(session, latents, reference, (1, batch_size))
+                    parity = measure(session, reference.inputs, reference.images, (1, batch_size))
                     facts[name, precision] = (parity, resident_mib() - before)
                     alone[f"{name} {precision}"] = backend.open(source, precision, False)
                     sessions[name, precision] = session
@@ -100,10 +101,10 @@ def bench(
                     rows.append(Row(backend=name, precision=precision, failure=str(error)))
         named = {" ".join(pair): session for pair, session in sessions.items()}
         total = 2 * rounds * len(named)
-        batches = time_sessions(named, latents, rounds, lambda done, _: progress(done, total))
-        one = np.ascontiguousarray(latents[:1])
+        batches = time_sessions(named, inputs, rounds, lambda done, _: progress(done, total))
+        one = [np.ascontiguousarray(each[:1]) for each in inputs]
         singles = alternate(
-            {name: partial(session.run, [one]) for name, session in alone.items()},
+            {name: partial(session.run, one) for name, session in alone.items()},
             rounds,
             lambda done, _: progress(total // 2 + done, total),
         )

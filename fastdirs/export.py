@@ -1,16 +1,16 @@
 """A generator becomes ONNX graphs: lowered, traced, verified against torch fp32, or not kept at all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
 import torch
-from safetensors.torch import save
+from safetensors.numpy import save
 
-from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact
+from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact, Reference
 from fastdirs.backends import BACKENDS, Array, graph_backends, open_all
 from fastdirs.errors import (
     ArtifactError,
@@ -20,19 +20,22 @@ from fastdirs.errors import (
     RecipeError,
 )
 from fastdirs.generators import Generator
-from fastdirs.graphs import MappingGraph, SynthesisGraph
-from fastdirs.latents import sample_z
+from fastdirs.graphs import MappingGraph, SynthesisGraph, synthesis_inputs
+from fastdirs.latents import psi_per_layer, sample_z
 from fastdirs.loading import load_generator
 from fastdirs.lowering import FORMS, lower
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
 from fastdirs.parity import Parity, compare, measure, require
-from fastdirs.recipe import DEFAULT_ACCEPT, Recipe
+from fastdirs.recipe import DEFAULT_ACCEPT, Recipe, usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.throughput import time_sessions
 from fastdirs.tracing import opset_of, trace
 
+# Values of images that are kept beside the graphs, and that torch renders at most to verify them.
 _REFERENCE_VALUES = 2**21
+_VERIFIED_VALUES = 2**25
+_MAPPING_BATCHES = (1, 2, 8)
 _ROUNDS = 3
 Report = Callable[[str], None]
 
@@ -56,9 +59,9 @@ def export_generator(
     """Export a generator, verify it at batch 1, 2 and the maximum, and write an artefact.
 
     Args:
-        generator: Any unconditional generator.
+        generator: Any generator whose pictures depend on its inputs alone.
         out: Folder to make.
-        recipe: What to make; None takes the defaults.
+        recipe: What to make; None takes the defaults, and batch sizes that suit the image size.
         force: Replace a folder that exists.
         report: Called with a line for each step.
 
@@ -68,35 +71,38 @@ def export_generator(
         ParityError: A graph differs from torch by more than the recipe accepts; nothing is kept.
         RecipeError: The generator is not the one that the recipe names, or has no graph in its opset.
         UnknownNameError: No such lowering form.
-        ContractError: The generator is conditional, or cannot be traced.
+        ContractError: The generator draws chance that no graph repeats, or cannot be traced.
         BackendError: Nothing here computes in a precision that the recipe requires.
     """
-    recipe = recipe or Recipe(generator=generator.provenance.name)
+    recipe = recipe or Recipe(
+        generator=generator.provenance.name, batch=usual_batch(generator.img_resolution)
+    )
     if recipe.weights_sha256 not in (None, generator.weights_sha256):
         raise RecipeError(
             f"The recipe is for weights {str(recipe.weights_sha256)[:12]}, "
             f"but {generator.provenance.name} has {generator.weights_sha256[:12]}."
         )
-    if generator.c_dim:
+    if not generator.exportable:
         raise ContractError(
-            f"{generator.provenance.name} is conditional; this version exports unconditional generators."
+            f"{generator.provenance.name} draws new noise for each picture, which no graph repeats. Load it with "
+            "constant noise (its options: fastdirs list generators), or use it without an export."
         )
     pairs = _graph_backends(recipe)
     out = Path(out)
     with atomic_folder(out, MANIFEST, KIND, force) as folder:
         graphs = _trace_forms(generator, recipe, folder, report)
-        latents = _sample_latents(generator, recipe.batch.max)
-        images = _torch_images(generator, latents)
-        form = _fastest(graphs, pairs, recipe, latents, images, report)
+        values = generator.img_channels * generator.img_resolution**2
+        reference = make_reference(generator, max(2, min(recipe.batch.max, _VERIFIED_VALUES // values)))
+        form = _fastest(graphs, pairs, recipe, reference, report)
         graphs.pop(form).replace(folder / SYNTHESIS)
         for path in graphs.values():
             path.unlink()
-        verified = _verify(folder / SYNTHESIS, recipe, pairs, latents, images, recipe.batch.max, report)
+        verified = _verify(folder / SYNTHESIS, recipe, pairs, reference, recipe.batch.max, report)
         files = [SYNTHESIS, REFERENCE]
         if generator.has_mapping:
             _write_mapping(generator, recipe, folder, pairs, report)
             files.append(MAPPING)
-        _write_reference(generator, folder / REFERENCE, latents)
+        _write_reference(reference, max(2, min(8, _REFERENCE_VALUES // values)), folder / REFERENCE)
         accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
         content = {
             "generator": generator.identity(),
@@ -151,18 +157,39 @@ def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -
     """
     required = tuple(artifact.content["required"])
     recipe = Recipe(generator=artifact.generator["name"], accept=artifact.accept, required=required)
-    latents, images = (tensor.numpy() for tensor in artifact.reference())
-    if not len(latents):
+    reference = artifact.reference()
+    if not len(reference.images):
         raise ArtifactError(f"{artifact.folder} holds no reference images. Export again.")
     pairs, largest = _graph_backends(recipe), int(artifact.content["batch"]["max"])
     if artifact.mapping_path is not None:
         # The reference latents are those of seeds 0, 1, ...: the whole way to the image is compared.
+        identity, (count, num_layers) = artifact.generator, reference.latents.shape[:2]
+        z = sample_z(range(count), int(identity["z_dim"]), identity.get("z_bound"))
+        psi = psi_per_layer(1.0, None, num_layers, int(identity.get("truncation_rows", 0)))
         mapping = BACKENDS.load(pairs[0][0]).open(artifact.mapping_path, "f32", False)
-        z = sample_z(range(len(latents)), int(artifact.generator["z_dim"])).numpy()
-        latents = mapping.run([z, np.ones(latents.shape[1], dtype=np.float32)])
+        latents = mapping.run([z.numpy(), *reference.class_inputs("mapping"), psi.numpy()])
         mapping.close()
+        reference = replace(reference, latents=latents)
         report(f"latents by {MAPPING} on {pairs[0][0]}")
-    return _verify(artifact.synthesis_path, recipe, pairs, latents, images, largest, report)
+    return _verify(artifact.synthesis_path, recipe, pairs, reference, largest, report)
+
+
+def make_reference(generator: Generator, count: int) -> Reference:
+    """Torch fp32 images of the first seeds, to compare graphs with.
+
+    Args:
+        generator: The generator; if it is conditional, each seed has a class.
+        count: How many images.
+    """
+    classes = generator.sample_classes(range(count))
+    c = generator.class_weights(classes, count, generator.class_in) if generator.class_in else None
+    inputs = synthesis_inputs(generator, range(count))
+    return Reference(
+        latents=inputs[0],
+        images=_torch_images(generator, inputs),
+        c=None if c is None else c.numpy(),
+        class_in=generator.class_in,
+    )
 
 
 def _graph_backends(recipe: Recipe) -> list[tuple[str, str]]:
@@ -201,30 +228,24 @@ def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Rep
         report(f"tracing {form}")
         graphs[form] = folder / f"{form}.onnx"
         module, opset, identity = SynthesisGraph(lowered), recipe.graph.opset, generator.identity()
-        trace(module, module.example(), graphs[form], ["latents"], "images", opset, identity)
+        trace(module, module.example(), graphs[form], module.inputs, "images", opset, identity)
     return graphs
 
 
-def _sample_latents(generator: Generator, count: int) -> Array:
-    """Latents to verify with: `[count, layers, dim]`, one seed each."""
+def _torch_images(generator: Generator, inputs: Sequence[Array]) -> Array:
+    """Torch fp32 images, a few at a time to keep memory low: `[batch, channels, height, width]`."""
+    size = min(8, usual_batch(generator.img_resolution).opt)
+    synthesis = SynthesisGraph(generator)
+    parts = zip(*(torch.split(torch.from_numpy(each), size) for each in inputs), strict=True)
     with torch.inference_mode():
-        latents: Array = generator.mapping(sample_z(range(count), generator.z_dim)).numpy()
-    return np.ascontiguousarray(latents)
-
-
-def _torch_images(generator: Generator, latents: Array) -> Array:
-    """Torch fp32 images, eight at a time to keep memory low: `[batch, channels, height, width]`."""
-    with torch.inference_mode():
-        parts = [generator.synthesis(part) for part in torch.split(torch.from_numpy(latents), 8)]
-        return torch.cat(parts).numpy()
+        return torch.cat([synthesis(*part) for part in parts]).numpy()
 
 
 def _fastest(
     graphs: dict[str, Path],
     pairs: Sequence[tuple[str, str]],
     recipe: Recipe,
-    latents: Array,
-    images: Array,
+    reference: Reference,
     report: Report,
 ) -> str:
     """The form whose best backend and precision, of those whose error is accepted, is fastest here."""
@@ -233,7 +254,7 @@ def _fastest(
     sessions = {}
     for form, path in graphs.items():
         for (backend, precision), session in open_all(pairs, path, True).items():
-            parity = measure(session, latents, images, (recipe.batch.opt,))
+            parity = measure(session, reference.inputs, reference.images, (recipe.batch.opt,))
             if parity.within(recipe.accept[precision]):
                 sessions[f"{form} / {backend} {precision}"] = session
             else:
@@ -241,12 +262,13 @@ def _fastest(
     if not sessions:
         # Which one is verified does not matter: none will pass.
         return next(iter(graphs))
-    batch = latents[: recipe.batch.opt]
+    rows = np.arange(recipe.batch.opt) % len(reference.images)
+    batch = [np.ascontiguousarray(each[rows]) for each in reference.inputs]
     timings = time_sessions(sessions, batch, _ROUNDS)
     for session in sessions.values():
         session.close()
     for name, timing in timings.items():
-        report(f"{name}: {1000 * len(batch) / timing.median_ms:.0f} images/s")
+        report(f"{name}: {1000 * recipe.batch.opt / timing.median_ms:.0f} images/s")
     best = min(timings, key=lambda name: timings[name].median_ms)
     report(f"lowering: {best.partition(' / ')[0]}, fastest here")
     return best.partition(" / ")[0]
@@ -256,8 +278,7 @@ def _verify(
     path: Path,
     recipe: Recipe,
     pairs: Sequence[tuple[str, str]],
-    latents: Array,
-    images: Array,
+    reference: Reference,
     max_batch: int,
     report: Report,
 ) -> list[Json]:
@@ -272,7 +293,7 @@ def _verify(
             "Try another lowering, or change the recipe."
         )
     for (backend, precision), session in sessions.items():
-        parity: Parity = measure(session, latents, images, sizes)
+        parity: Parity = measure(session, reference.inputs, reference.images, sizes)
         session.close()
         tolerance = recipe.accept[precision]
         accepted = parity.within(tolerance)
@@ -302,28 +323,37 @@ def _verify(
 def _write_mapping(
     generator: Generator, recipe: Recipe, folder: Path, pairs: Sequence[tuple[str, str]], report: Report
 ) -> None:
-    """Trace the mapping, and verify what it does to the pictures: latents have no grey levels."""
-    module = MappingGraph(generator)
-    path = folder / MAPPING
-    trace(module, module.example(), path, ["z", "psi"], "latents", recipe.graph.opset, generator.identity())
-    psi = np.full(generator.num_layers, 0.7, dtype=np.float32)
-    tolerance = recipe.accept.get("f32", DEFAULT_ACCEPT["f32"])
+    """Trace the mapping, and verify what it does to the pictures: latents have no grey levels.
+
+    Pictures cost time, so for each batch size they are compared where the latents differ most.
+    """
+    module, path = MappingGraph(generator), folder / MAPPING
+    identity, opset, tolerance = generator.identity(), recipe.graph.opset, recipe.accept.get("f32")
+    trace(module, module.example(), path, module.inputs, "latents", opset, identity)
+    count = max(_MAPPING_BATCHES)
+    classes = generator.sample_classes(range(count))
+    c = generator.class_weights(classes, count, "mapping")
+    batch = [generator.sample(range(count)), *([] if c is None else [c])]
+    psi = psi_per_layer(0.7, None, generator.num_layers, generator.truncation_rows)
+    with torch.inference_mode():
+        wanted: Array = module(*batch, psi).numpy()
     for backend in dict.fromkeys(name for name, _ in pairs):
         session = BACKENDS.load(backend).open(path, "f32", False)
-        for size in (1, 2, 8):
-            z = sample_z(range(size), generator.z_dim)
-            with torch.inference_mode():
-                wanted = module(z, torch.from_numpy(psi)).numpy()
-            found = session.run([z.numpy(), psi])
-            parity = compare(_torch_images(generator, found), _torch_images(generator, wanted))
-            require(parity, tolerance, f"{MAPPING} on {backend} at batch {size}")
+        for size in _MAPPING_BATCHES:
+            found = session.run([*(each[:size].numpy() for each in batch), psi.numpy()])
+            row = int(np.abs(found - wanted[:size]).max(axis=(1, 2)).argmax())
+            weights = generator.class_weights(classes, count, "synthesis")
+            rest = [] if weights is None else [weights[[row, row]].numpy()]
+            images = _torch_images(generator, [np.stack([found[row], wanted[row]]), *rest])
+            parity = compare(images[:1], images[1:])
+            require(parity, tolerance or DEFAULT_ACCEPT["f32"], f"{MAPPING} on {backend} at batch {size}")
         session.close()
         report(f"{MAPPING} on {backend}: {parity}: accepted")
 
 
-def _write_reference(generator: Generator, path: Path, latents: Array) -> None:
+def _write_reference(reference: Reference, count: int, path: Path) -> None:
     """A few latents and torch's images: an artefact can be verified where there is no checkpoint."""
-    values = generator.img_channels * generator.img_resolution**2
-    few = latents[: max(2, min(8, _REFERENCE_VALUES // values))]
-    images = _torch_images(generator, few)
-    write_bytes(path, save({"latents": torch.from_numpy(few.copy()), "images": torch.from_numpy(images)}))
+    tensors = {"latents": reference.latents, "images": reference.images}
+    if reference.c is not None:
+        tensors["c"] = reference.c
+    write_bytes(path, save({name: np.ascontiguousarray(each[:count]) for name, each in tensors.items()}))

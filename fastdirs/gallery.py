@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from fastdirs.artifact import Artifact, open_artifact
@@ -23,8 +22,9 @@ from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
 from fastdirs.latents import sample_z
 from fastdirs.manifest import Json, is_manifest, manifest, read_json, sha256_tensors, write_bytes, write_json
+from fastdirs.recipe import usual_batch
 from fastdirs.registry import unknown_name
-from fastdirs.runtime import Runtime, open_runtime
+from fastdirs.runtime import Runtime, check_class, open_runtime
 from fastdirs.selection import AUTO
 from fastdirs.throughput import time_sessions
 from fastdirs.traversal import Plan, Strip
@@ -52,6 +52,7 @@ def traverse(
     *,
     psi: float = 1.0,
     cutoff: int | None = None,
+    c: int | None = None,
     image_format: str = "jpg",
     writers: Sequence[str] = ("strips", "atlas"),
     backend: str = AUTO,
@@ -74,6 +75,7 @@ def traverse(
         epsilons: Signed lengths of the shifts; sorted here, repeats dropped.
         psi: Truncation, 1 = off.
         cutoff: How many of the first layers to truncate; None = all.
+        c: Class of all images; None if unconditional.
         image_format: "jpg", "png" or "webp".
         writers: Registered names of what to write.
         backend: Registered name, or "auto".
@@ -88,7 +90,8 @@ def traverse(
 
     Raises:
         BankError: The bank belongs to another generator.
-        SelectionError: A seed, direction, epsilon, psi or batch size out of range.
+        SelectionError: A seed, direction, epsilon, psi, class or batch size out of range.
+        ContractError: A class for an unconditional generator, or none for a conditional one.
         UnknownNameError: No such writer, image format or backend.
         OutputError: The folder holds something else or a traversal with other settings, or cannot be written.
     """
@@ -107,6 +110,8 @@ def traverse(
         source = open_artifact(source)
     identity = source.generator if isinstance(source, Artifact) else source.identity()
     bank.check_generator(identity)
+    check_class(identity, c)
+    c = None if c is None else int(c)
     out = out.resolve()
     psi = float(psi)
     plan = Plan(
@@ -132,6 +137,7 @@ def traverse(
         "epsilons": plan.epsilons,
         "psi": psi,
         "cutoff": cutoff,
+        "class": c,
         "image_format": image_format,
         "writers": list(plugins),
     })  # fmt: skip
@@ -150,8 +156,8 @@ def traverse(
                 raise _other_settings(out, name)
         backend, precision, batch_size = chosen["backend"], chosen["precision"], chosen["batch_size"]
     with open_runtime(source, backend, precision, batch_size or None, streaming=True) as runtime:
-        runtime.latents_of(psi, cutoff)
-        size = _batch_size(runtime, batch_size, plan.num_rendered)
+        runtime.latents_of(psi, cutoff, c)
+        size = _batch_size(runtime, batch_size, plan.num_rendered, c)
         plan = Plan(seeds=plan.seeds, directions=plan.directions, epsilons=plan.epsilons, batch_size=size)
         if earlier is not None and _as_json(runtime.describe()) != earlier["runtime"]:
             raise OutputError(
@@ -246,7 +252,8 @@ def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
         )
     if force:
         return None
-    content = read_json(out / PLAN_FILE, KIND)
+    # Version 0.1.0 knew no classes.
+    content = {"class": None, **read_json(out / PLAN_FILE, KIND)}
     for name, value in asked.items():
         if name not in content or _pixels(name, content[name]) != _pixels(name, value):
             raise _other_settings(out, name)
@@ -292,24 +299,24 @@ def _remove_leftovers(out: Path) -> None:
                 path.unlink()
 
 
-def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int) -> int:
-    largest = runtime.max_batch or max(_BATCH_CANDIDATES)
+def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int, c: int | None) -> int:
+    largest = runtime.max_batch or usual_batch(int(runtime.generator["img_resolution"])).max
     if asked is not None and asked > largest and runtime.max_batch:
         raise SelectionError(
             f"A batch of {asked} is out of range. This artefact was verified for 1 to {largest}."
         )
     if asked == 0:
-        return min(_best_batch(runtime, largest), num_rendered)
+        return min(_best_batch(runtime, largest, c), num_rendered)
     return min(asked or runtime.usual_batch, num_rendered)
 
 
-def _best_batch(runtime: Runtime, largest: int) -> int:
+def _best_batch(runtime: Runtime, largest: int, c: int | None) -> int:
     """The smallest batch whose speed is as good as the best one's."""
-    latents = runtime.latents_of()(range(largest)).numpy()
+    latents = runtime.latents_of(c=c)(range(largest)).numpy()
     speeds = {}
     for size in [size for size in _BATCH_CANDIDATES if size <= largest] or [largest]:
-        batch = np.ascontiguousarray(latents[:size])
-        speeds[size] = size / time_sessions({"": runtime.session}, batch, rounds=3)[""].median_ms
+        timing = time_sessions({"": runtime.session}, runtime.inputs(latents[:size], c), rounds=3)[""]
+        speeds[size] = size / timing.median_ms
     return min(size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * max(speeds.values()))
 
 
@@ -323,8 +330,9 @@ def _render(
 ) -> None:
     """Render what is missing; encoding and writing happen in threads beside the runtime."""
     first = _first_missing_batch(gallery, plan, writers)
-    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"])
-    images = (to_uint8(batch) for batch in runtime.stream(plan.batches(latents_of, bank, first)))
+    c = gallery.content["class"]
+    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"], c)
+    images = (to_uint8(batch) for batch in runtime.stream(plan.batches(latents_of, bank, first), c))
     done = first * plan.batch_size * len(plan.directions) * len(plan.epsilons) // plan.images_per_seed
     total = plan.num_images
     pending: deque[Future[None]] = deque()

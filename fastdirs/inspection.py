@@ -7,14 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fastdirs.artifact import KIND as ARTIFACT
 from fastdirs.artifact import MANIFEST, open_artifact
-from fastdirs.checkpoints import HEAD_BYTES, recognise
+from fastdirs.checkpoints import FORMATS, HEAD_BYTES, Survey, TensorFacts, recognise
 from fastdirs.checkpoints.onnx_file import dtype_name, read_graph
 from fastdirs.checkpoints.safetensors_file import read_safetensors
-from fastdirs.checkpoints.torch_file import state_dicts
 from fastdirs.directions import KIND as BANK
 from fastdirs.directions import load_bank
 from fastdirs.errors import ArtifactError, CheckpointError, FastdirsError
@@ -61,8 +58,9 @@ def inspect_file(path: Path) -> Json:
                 f"{path} is no manifest of fastdirs. Name the file or folder that it is about."
             )
         return _described(content["kind"], path, content)
-    readers = {"onnx_file": _onnx, "safetensors_file": _safetensors, "torch_file": _torch}
-    return readers[recognise(path)](path)
+    name = recognise(path)
+    readers = {"onnx_file": _onnx, "safetensors_file": _safetensors}
+    return readers[name](path) if name in readers else _checkpoint(path, name, _surveyed(path, name))
 
 
 def _described(kind: str, path: Path, content: Json) -> Json:
@@ -91,7 +89,7 @@ def _manifest(path: Path) -> Json | None:
 
 
 def _folder(path: Path) -> Json:
-    """A folder is what the manifest in it says."""
+    """A folder is what the manifest in it says, or a checkpoint of another program."""
     try:
         here = sorted(file for file in path.iterdir() if file.is_file())
         # A JSON beside a file of the same name is about that file, not about the folder.
@@ -106,6 +104,9 @@ def _folder(path: Path) -> Json:
                 return _described(content["kind"], path, {**facts, **content})
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Mend its permissions.") from error
+    folder = FORMATS.load("folder")
+    if folder.recognises(path, b""):
+        return _checkpoint(path, "folder", _surveyed(path, "folder"))
     raise CheckpointError(
         f"{path} is a folder without a manifest: fastdirs did not make or finish it. Name a file in it."
     )
@@ -140,28 +141,32 @@ def _safetensors(path: Path) -> Json:
         return _bank(path)
     if header.get("kind") == GENERATOR:
         return _described(GENERATOR, path, {**header, **_count(tensors), **_problem(load_generator, path)})
-    return _checkpoint(path, "safetensors", {"": tensors})
+    return _checkpoint(path, "safetensors_file", Survey(parts={"": tensors}, part=""))
 
 
-def _torch(path: Path) -> Json:
-    return _checkpoint(path, "torch", state_dicts(path))
+def _surveyed(path: Path, name: str) -> Survey:
+    survey = FORMATS.load(name).survey
+    return Survey(parts={}) if survey is None else survey(path)
 
 
-def _count(tensors: Mapping[str, Tensor]) -> Json:
+def _count(tensors: Mapping[str, TensorFacts]) -> Json:
     parameters = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
     return {"tensors": len(tensors), "parameters": parameters}
 
 
-def _checkpoint(path: Path, kind: str, found: Mapping[str, Mapping[str, Tensor]]) -> Json:
+def _checkpoint(path: Path, name: str, survey: Survey) -> Json:
     """A file of another program: the state dicts in it, and what fastdirs makes of them."""
     first = [
         {"name": f"{key}.{name}".lstrip("."), "shape": list(tensor.shape), "dtype": str(tensor.dtype)[6:]}
-        for key, tensors in found.items()
+        for key, tensors in survey.parts.items()
         for name, tensor in tensors.items()
     ][:_MAX_TENSORS]
     content: Json = {
-        "format": kind,
-        "state_dicts": [{"name": key, **_count(tensors)} for key, tensors in found.items()],
+        "format": name.removesuffix("_file"),
+        "state_dicts": [{"name": key, **_count(tensors)} for key, tensors in survey.parts.items()],
+        "taken": survey.part,
+        "settings": survey.settings,
+        "unknown_globals": list(survey.foreign),
         "first_tensors": first,
     }
     try:

@@ -1,12 +1,14 @@
-"""Seeds to z, truncation, and the number lists of the command line (seeds, layers, directions, epsilons)."""
+"""Seeds to z, classes, truncation, and the number lists of the command line (seeds, layers, epsilons)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdirs.errors import SelectionError
+from fastdirs.errors import SelectionError, check_shape
 
 MAX_SEED = 2**32 - 1
 MAX_EPSILON = 1000.0
@@ -15,40 +17,90 @@ MAX_INDICES = 1_000_000
 """The longest list of seeds or directions that is read from text."""
 
 
-def sample_z(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """Gaussian latents, one independent random generator per seed.
+def sample_z(seeds: Sequence[int], z_dim: int, z_bound: float | None = None) -> Tensor:
+    """Latents to start from, one independent random generator per seed.
 
     Row i depends on `seeds[i]` alone: not on the batch it is drawn in, the device or the number of workers.
 
     Args:
         seeds: Seeds from 0 to 2**32 - 1.
         z_dim: Size of z.
+        z_bound: None for normal z; else values beyond plus or minus this do not occur.
 
     Returns:
-        Standard normal z. `[batch, z_dim]`, float32, on the CPU.
+        Standard normal z, or z of the truncated normal distribution. `[batch, z_dim]`, float32, on the CPU.
 
     Raises:
         SelectionError: A seed outside the range.
 
     Source:
-        The convention of NVIDIA's StyleGAN scripts (`RandomState(seed).randn`): a seed known from there shows
-        the same picture here; numpy promises never to change this stream.
+        Normal: the convention of NVIDIA's StyleGAN scripts (`RandomState(seed).randn`): a seed known from
+        there shows the same picture here; numpy promises never to change this stream. Truncated: inverse
+        distribution function of `RandomState(seed).uniform`, as SciPy's `truncnorm` that BigGAN's users draw
+        from (Brock et al. 2019, section 3.1, with the bound 2).
     """
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise SelectionError(f"Seed {seed} is out of range. Seeds run from 0 to {MAX_SEED}.")
-    rows = [np.random.RandomState(seed).randn(z_dim) for seed in seeds]
-    return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(len(rows), z_dim))
+    states = [np.random.RandomState(seed) for seed in seeds]
+    if z_bound is None:
+        rows = [state.randn(z_dim) for state in states]
+        return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(len(rows), z_dim))
+    uniform = np.asarray([state.uniform(size=z_dim) for state in states]).reshape(len(states), z_dim)
+    below = 0.5 * math.erfc(z_bound / math.sqrt(2))
+    z: Tensor = torch.special.ndtri(torch.from_numpy(below + uniform * (1 - 2 * below)))
+    return z.float()
 
 
-def psi_per_layer(psi: float, cutoff: int | None, num_layers: int) -> Tensor:
+def sample_classes(seeds: Sequence[int], c_dim: int) -> Tensor:
+    """A class for each seed, to measure a conditional generator with: `[batch]`, int64."""
+    return torch.tensor([np.random.RandomState(seed).randint(c_dim) for seed in seeds], dtype=torch.int64)
+
+
+def class_weights(c: int | Tensor | NDArray[np.generic], count: int, c_dim: int) -> Tensor:
+    """Classes in the form that networks multiply with.
+
+    Args:
+        c: One class for all, a class index for each image `[batch]`, or weights `[batch, c_dim]`, float:
+            one-hot, or a mixture of classes.
+        count: How many images, the size of the batch.
+        c_dim: Number of classes.
+
+    Returns:
+        `[batch, c_dim]`, float32.
+
+    Raises:
+        SelectionError: No such class.
+        ShapeError: Another shape.
+    """
+    given = torch.as_tensor(c)
+    if given.ndim == 2:
+        check_shape(given, "batch c_dim", "c", batch=count, c_dim=c_dim)
+        return given.float()
+    index = given.expand(count) if given.ndim == 0 else given
+    check_shape(index, "batch", "c", batch=count)
+    wrong = [value for value in index.tolist() if not 0 <= value < c_dim or value != int(value)]
+    if wrong:
+        raise SelectionError(f"There is no class {wrong[0]}. Classes run from 0 to {c_dim - 1}.")
+    return torch.nn.functional.one_hot(index.long(), c_dim).float()
+
+
+def psi_per_layer(psi: float, cutoff: int | None, num_layers: int, truncation_rows: int = 0) -> Tensor:
     """Truncation strength of each layer: psi on the first `cutoff` layers (None: on all), 1 on the rest.
+
+    Args:
+        psi: Truncation, 1 = off, 0 = the mean.
+        cutoff: How many of the first layers to truncate; None = all.
+        num_layers: Layers of the latents.
+        truncation_rows: Where batch norm statistics depend on psi: how many sets of them the generator holds.
+            Then the last layer takes no part in the truncation: its value is the place among these sets.
 
     Returns:
         `[layers]`, float32.
 
     Raises:
-        SelectionError: psi is not finite, or the cutoff is outside 0 to `num_layers`.
+        SelectionError: psi is not finite or not covered by the statistics, or the cutoff is outside 0 to
+            `num_layers`.
     """
     if not abs(psi) <= MAX_PSI:
         raise SelectionError(
@@ -59,7 +111,35 @@ def psi_per_layer(psi: float, cutoff: int | None, num_layers: int) -> Tensor:
         raise SelectionError(f"Cutoff {count} is out of range. The generator has {num_layers} layers.")
     values = torch.ones(num_layers)
     values[:count] = psi
+    if truncation_rows:
+        values[-1] = statistics_place(psi, truncation_rows)
     return values
+
+
+def statistics_place(psi: float, rows: int) -> float:
+    """Where among the sets of batch norm statistics, kept for truncations 0 to 1, a truncation lies.
+
+    Args:
+        psi: Truncation, 0 to 1.
+        rows: How many sets.
+
+    Returns:
+        0 to `rows - 1`; between two whole numbers the two sets are mixed linearly.
+
+    Raises:
+        SelectionError: A truncation outside 0 to 1.
+
+    Source:
+        pytorch-pretrained-BigGAN. Its interpolation gives the two neighbouring sets each other's share; and
+        its division in float64 may end a hair below a whole number, where this takes the set before. Both are
+        kept, since its pictures are the published ones.
+    """
+    if not 0 <= psi <= 1:
+        raise SelectionError(
+            f"psi is {psi:g}, but this generator's batch norm statistics cover 0 to 1. Choose one of these."
+        )
+    share, first = math.modf(psi / (1.0 / (rows - 1)))
+    return first + (1 - share if share else 0)
 
 
 def truncate(latents: Tensor, mean: Tensor, psi: Tensor) -> Tensor:

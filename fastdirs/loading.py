@@ -14,19 +14,24 @@ from safetensors.torch import save
 from torch import nn
 
 from fastdirs.checkpoints import Checkpoint, read_checkpoint
-from fastdirs.checkpoints.safetensors_file import HEADER
+from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
 from fastdirs.errors import (
     CheckpointError,
     ContractError,
     MissingDependencyError,
+    OutputError,
     UnknownNameError,
 )
-from fastdirs.generators import GENERATORS, Family, Generator, ModuleGenerator, Provenance
+from fastdirs.generators import GENERATORS, Family, Generator, Provenance
 from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
+from fastdirs.identification import identify
+from fastdirs.module_generator import ModuleGenerator
 from fastdirs.registry import unknown_name
 from fastdirs.zoo import ZOO, pulled_path
 
 KIND = "generator"
+# What the header of a converted file says of the one it came from.
+_ORIGIN = ("source_sha256", "reader", "part", "foreign")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -39,10 +44,11 @@ def load_generator(
     """Load a pretrained generator.
 
     Args:
-        source: A zoo name that was pulled, a family without weights ("toy"), a checkpoint file, or
+        source: A zoo name that was pulled, a family without weights ("toy"), a checkpoint file or folder, or
             "package.module:factory".
         family: Family of a foreign checkpoint; None recognises it from the content.
         options: What the checkpoint leaves open, such as {"strides": "1,2,2,1"}; each family has its own.
+            "key" names the part to take of a file that holds several networks.
         factory: "package.module:function" of the user's own code that turns the path `source` into a
             generator.
 
@@ -56,12 +62,80 @@ def load_generator(
         MissingDependencyError: The family needs a package that is not installed.
         ContractError: The user's factory does not return a generator.
     """
+    return _load(source, family, options or {}, factory)[0]
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    family: str | None = None,
+    options: Mapping[str, str] | None = None,
+    force: bool = False,
+) -> Json:
+    """Write a checkpoint of any known format as safetensors, value for value.
+
+    Args:
+        source: What `load_generator` takes, except code.
+        out: `NAME.safetensors`; its manifest becomes `NAME.json`.
+        family: Family of a foreign checkpoint; None recognises it from the content.
+        options: What the checkpoint leaves open.
+        force: Replace a generator that was written there before.
+
+    Returns:
+        The manifest: generator, config, provenance, reader, source_sha256, the part that was taken, ...
+
+    Raises:
+        CheckpointError: As `load_generator`.
+        UnknownNameError: As `load_generator`.
+        ContractError: The source is code, or has no weights.
+        OutputError: The file exists and `force` is off, or holds something else, or cannot be written.
+    """
+    out = Path(out)
+    if out.suffix != ".safetensors":
+        raise OutputError(f"{out} does not end in .safetensors. Name the file so.")
+    _check_replaceable(out, force)
+    generator, checkpoint = _load(source, family, options or {}, None)
+    if checkpoint is None:
+        raise ContractError(f"{source} has no checkpoint to convert: it is made by code.")
+    return save_generator(generator, out, extra=_origin(checkpoint))
+
+
+def _check_replaceable(out: Path, force: bool) -> None:
+    """Raises OutputError where a file must not be written."""
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out} exists already. Choose another --out, or pass --force to replace it.")
+    try:
+        kind = read_safetensors(out)[1].get("kind")
+    except CheckpointError:
+        kind = None
+    if kind != KIND:
+        raise OutputError(
+            f"{out} is no generator that fastdirs wrote, so it is left alone, even with --force. "
+            "Choose another --out."
+        )
+
+
+def _origin(checkpoint: Checkpoint) -> Json:
+    """What a converted copy records of the file it came from; a copy of a copy keeps the first one's."""
+    if checkpoint.config:
+        return {key: checkpoint.config[key] for key in _ORIGIN if key in checkpoint.config}
+    values = (checkpoint.sha256, checkpoint.format, checkpoint.part, list(checkpoint.foreign))
+    return dict(zip(_ORIGIN, values, strict=True))
+
+
+def _load(
+    source: str | Path, family: str | None, options: Mapping[str, str], factory: str | None
+) -> tuple[Generator, Checkpoint | None]:
+    """The generator, and the checkpoint that it was read from if there is one."""
     text = str(source)
     is_factory = not Path(text).exists() and ":" in text and not text.startswith((".", "/"))
     if (factory is not None or is_factory) and (family or options):
         raise ContractError(
             f"{factory or text} is code: family and options do not apply to it. Leave them out."
         )
+    checkpoint = None
     if factory is not None:
         generator = _from_factory(factory, text)
     elif is_factory:
@@ -69,11 +143,13 @@ def load_generator(
     elif not Path(text).exists() and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
         if family not in (None, text):
             raise CheckpointError(f"{text} is a family itself, not {family}. Leave the family out.")
-        generator = GENERATORS.load(text).build(_numbers(text, GENERATORS.load(text), options or {}))
+        generator = GENERATORS.load(text).build(_numbers(text, GENERATORS.load(text), options))
     else:
-        generator = _from_file(_locate(text), family, options or {})
+        checkpoint = read_checkpoint(_locate(text), options.get("key"))
+        settled = {name: value for name, value in options.items() if name != "key"}
+        generator = _from_checkpoint(checkpoint, family, settled)
     _check_finite(generator, text)
-    return generator
+    return generator, checkpoint
 
 
 def save_generator(generator: Generator, path: Path, extra: Json | None = None) -> Json:
@@ -110,17 +186,15 @@ def save_generator(generator: Generator, path: Path, extra: Json | None = None) 
 
 
 def _locate(text: str) -> Path:
-    """The file behind a path or zoo name; the errors say which command helps."""
+    """The file or folder behind a path or zoo name; the errors say which command helps."""
     path = Path(text)
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder. Name the checkpoint file in it.")
     if path.exists():
         return path
     if text in ZOO.names():
         pulled = pulled_path(text)
         if not pulled.exists():
             raise CheckpointError(
-                f"{text} is in the zoo but not on this machine yet. Run: fastdirs pull {text}"
+                f"{text} is in the zoo but not on this machine yet. {ZOO.load(text).how_to_get()}"
             )
         return pulled
     if path.suffix or "/" in text:
@@ -136,41 +210,56 @@ def _weightless() -> Iterator[str]:
                 yield name
 
 
-def _from_file(path: Path, family: str | None, options: Mapping[str, str]) -> Generator:
-    checkpoint = read_checkpoint(path, options.get("key"))
-    if checkpoint.config.get("kind") == KIND:
-        generator = _from_own(checkpoint)
-        if options or family not in (None, generator.family):
-            raise CheckpointError(
-                f"{path} holds a {generator.family} with all its settings. "
-                "Leave the family and the options out."
-            )
-        return generator
+def _from_checkpoint(checkpoint: Checkpoint, family: str | None, options: Mapping[str, str]) -> Generator:
+    path = checkpoint.path
     if checkpoint.config:
-        raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
+        if checkpoint.config.get("kind") != KIND:
+            raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
+        return _from_own(checkpoint, family, options)
+    known, missing = _families(checkpoint)
+    fits = [name for name, plugin in known.items() if plugin.recognises and plugin.recognises(checkpoint)]
     if family is not None:
-        return _infer(GENERATORS.load(family), family, checkpoint, options)
+        plugin = GENERATORS.load(family)
+        if fits and family not in fits:
+            raise CheckpointError(
+                f"{path} is a {' or '.join(fits)} by its tensors, not a {family}. Leave the family out."
+            )
+        return _infer(plugin, family, checkpoint, options)
+    if len(fits) > 1:
+        raise CheckpointError(f"{path} may be a {' or a '.join(fits)}. Say which with --family.")
+    if fits:
+        return _infer(known[fits[0]], fits[0], checkpoint, options)
+    stranger = identify(checkpoint)
+    if stranger is not None:
+        raise CheckpointError(f"{path} is {stranger}, not a generator.")
     refusals: list[CheckpointError] = []
-    missing = None
-    for name in GENERATORS.names():
-        try:
-            candidate = GENERATORS.load(name)
-        except MissingDependencyError as error:
-            # The file may not need that package; if nothing else reads the file, its pip command is shown.
-            missing = error
-            continue
-        if candidate.infer is None or checkpoint.format not in candidate.formats:
-            continue
-        try:
-            return _infer(candidate, name, checkpoint, options)
-        except CheckpointError as error:
-            refusals.append(error)
+    for name, plugin in known.items():
+        if plugin.recognises is None:
+            try:
+                return _infer(plugin, name, checkpoint, options)
+            except CheckpointError as error:
+                refusals.append(error)
     if missing is not None and not refusals:
         raise missing
     if len(refusals) == 1:
         raise refusals[0]
     reasons = " ".join(str(refusal) for refusal in refusals)
     raise CheckpointError(f"{path} is a generator of no family that fastdirs knows. {reasons}")
+
+
+def _families(checkpoint: Checkpoint) -> tuple[dict[str, Family], MissingDependencyError | None]:
+    """The families that are read from this format, and what is missing to load the others."""
+    known, missing = {}, None
+    for name in GENERATORS.names():
+        try:
+            plugin = GENERATORS.load(name)
+        except MissingDependencyError as error:
+            # The file may not need that package; if nothing else reads the file, its pip command is shown.
+            missing = error
+            continue
+        if plugin.infer is not None and checkpoint.format in plugin.formats:
+            known[name] = plugin
+    return known, missing
 
 
 def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
@@ -184,11 +273,18 @@ def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[s
     return family.infer(checkpoint, options)
 
 
-def _from_own(checkpoint: Checkpoint) -> Generator:
+def _from_own(checkpoint: Checkpoint, family: str | None, options: Mapping[str, str]) -> Generator:
     header = checkpoint.config
     try:
         identity, provenance = header["generator"], header["provenance"]
-        generator = GENERATORS.load(identity["family"]).build(header["config"])
+        plugin = GENERATORS.load(identity["family"])
+        if family not in (None, identity["family"]) or not set(options) <= set(plugin.adjustable):
+            allowed = f" (all but {', '.join(plugin.adjustable)})" if plugin.adjustable else ""
+            raise CheckpointError(
+                f"{checkpoint.path} holds a {identity['family']} with all its settings. "
+                f"Leave the family and the options{allowed} out."
+            )
+        generator = plugin.build({**header["config"], **options})
         generator.load_state_dict(dict(checkpoint.tensors))
         generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
         wanted = identity["weights_sha256"]

@@ -58,19 +58,22 @@ def compare(images: Array, reference: Array) -> Parity:
     return Parity(mean=float(error.mean()), max=float(error.max()), psnr=psnr)
 
 
-def measure(session: Session, latents: Array, reference: Array, batch_sizes: Sequence[int]) -> Parity:
+def measure(
+    session: Session, inputs: Sequence[Array], reference: Array, batch_sizes: Sequence[int]
+) -> Parity:
     """The worst error of a session over several batch sizes.
 
     Args:
         session: An opened synthesis.
-        latents: `[images, layers, dim]`, float32.
+        inputs: Latents `[images, layers, dim]`, and weights of the classes `[images, c_dim]` if it reads them,
+            float32.
         reference: Torch's images of them. `[images, channels, height, width]`, float32.
         batch_sizes: Sizes to run at; rows are repeated to fill a batch.
     """
     worst = Parity(0.0, 0.0, 200.0)
     for size in batch_sizes:
-        rows = np.arange(size) % len(latents)
-        found = compare(session.run([np.ascontiguousarray(latents[rows])]), reference[rows])
+        rows = np.arange(size) % len(reference)
+        found = compare(session.run([np.ascontiguousarray(each[rows]) for each in inputs]), reference[rows])
         # max() and min() pass over NaN in one order and not in the other; a NaN must stay.
         if math.isnan(found.mean):
             return found

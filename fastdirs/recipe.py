@@ -36,6 +36,19 @@ class Batch:
     max: int = 128
 
 
+def usual_batch(img_resolution: int) -> Batch:
+    """Batch sizes where none are asked for: half a million pixels, but 2 to 64 images; the largest is twice that.
+
+    64 and 128 up to 64 pixels, 8 and 16 at 256, 2 and 4 at 1024: so the images of a batch take less than 64 MiB,
+    and what a large network computes on the way to them fits into memory.
+
+    Args:
+        img_resolution: Height and width of the images.
+    """
+    opt = min(64, max(2, 2**19 // img_resolution**2))
+    return Batch(opt=opt, max=2 * opt)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """The error against torch fp32 that is accepted, in grey levels (of 255).

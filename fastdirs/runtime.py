@@ -17,11 +17,12 @@ from fastdirs.errors import (
     SelectionError,
     check_shape,
 )
-from fastdirs.generators import Generator
-from fastdirs.graphs import SynthesisGraph
-from fastdirs.latents import psi_per_layer, sample_z, truncate
+from fastdirs.generators import Classes, Generator
+from fastdirs.graphs import MappingGraph, SynthesisGraph
+from fastdirs.latents import class_weights, psi_per_layer, sample_z
 from fastdirs.manifest import Json
 from fastdirs.parity import Parity
+from fastdirs.recipe import usual_batch
 from fastdirs.selection import AUTO, check_precision, measure_backends
 from fastdirs.throughput import stream
 from fastdirs.traversal import LatentsOf
@@ -67,57 +68,122 @@ class Runtime:
         self._latents_of_z = latents_of_z
         self._closed = False
 
-    def synthesize(self, latents: Array, c: Array | None = None) -> Array:
+    def synthesize(self, latents: Array, c: Classes | None = None) -> Array:
         """Images of latents.
 
         Args:
             latents: `[batch, layers, dim]`, float32.
-            c: Class; the families that fastdirs compiles today are unconditional, so None.
+            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]`; None if
+                unconditional, or if only the mapping reads the class.
 
         Returns:
-            `[batch, channels, height, width]`, float32 in [-1, 1].
+            `[batch, channels, height, width]`, float32, meant for [-1, 1].
 
         Raises:
-            ShapeError: The latents have another shape.
-            SelectionError: An empty batch, or one larger than was verified.
-            ContractError: A class for an unconditional generator.
+            ShapeError: The latents or c have another shape.
+            SelectionError: An empty batch, one larger than was verified, or a class out of range.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
             BackendError: The runtime was closed.
         """
-        if c is not None:
-            raise ContractError(f"{self.generator['name']} takes no class. Leave c out.")
-        return self.session.run([self._checked(latents)])
+        return self.session.run(self.inputs(latents, c))
 
-    def stream(self, batches: Iterable[Array]) -> Iterator[Array]:
+    def stream(self, batches: Iterable[Array], c: Classes | None = None) -> Iterator[Array]:
         """Images of batch after batch, in order, while the caller works on earlier ones.
 
         Args:
             batches: Latents. Each `[batch, layers, dim]`, float32.
+            c: As in `synthesize`, for every batch; one row of weights `[1, c_dim]` holds for all images.
 
         Yields:
-            `[batch, channels, height, width]`, float32 in [-1, 1].
+            `[batch, channels, height, width]`, float32, meant for [-1, 1].
 
         Raises:
-            ShapeError: Latents of another shape.
-            SelectionError: An empty batch, or one larger than was verified.
+            ShapeError: Latents or c of another shape.
+            SelectionError: An empty batch, one larger than was verified, or a class out of range.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
             BackendError: The runtime was closed.
         """
-        return stream(self.session, map(self._checked, batches))
+        return stream(self.session, (self.inputs(batch, c) for batch in batches))
 
-    def latents_of(self, psi: float = 1.0, cutoff: int | None = None) -> LatentsOf:
-        """The way from seeds to unshifted latents, with a truncation.
+    def inputs(self, latents: Array, c: Classes | None = None) -> list[Array]:
+        """What the session takes for a batch: contiguous, float32, with checked shapes.
+
+        Args:
+            latents: `[batch, layers, dim]`, float.
+            c: As in `synthesize`; one row of weights `[1, c_dim]` holds for all images.
+
+        Returns:
+            Latents `[batch, layers, dim]`, and weights of the classes `[batch, c_dim]` if the synthesis reads
+            them.
+
+        Raises:
+            ShapeError: The latents or c have another shape.
+            SelectionError: An empty batch, one larger than was verified, or a class out of range.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
+            BackendError: The runtime was closed.
+        """
+        self._check_open()
+        layers, dim = int(self.generator["num_layers"]), int(self.generator["dim"])
+        check_shape(latents, "batch layers dim", "latents", layers=layers, dim=dim)
+        if not len(latents):
+            raise SelectionError("The batch is empty. Pass the latents of at least one image.")
+        if self.max_batch is not None and len(latents) > self.max_batch:
+            raise SelectionError(
+                f"A batch of {len(latents)} is out of range. "
+                f"This artefact was verified for 1 to {self.max_batch}."
+            )
+        weights = self._class_weights(c, len(latents), "synthesis")
+        return [np.ascontiguousarray(latents, dtype=np.float32), *([] if weights is None else [weights])]
+
+    def mapping(
+        self, z: Array, c: Classes | None = None, psi: float = 1.0, cutoff: int | None = None
+    ) -> Array:
+        """Latents of z.
+
+        Args:
+            z: `[batch, z_dim]`, float32.
+            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]` or `[1, c_dim]`;
+                None if unconditional, or if only the synthesis reads the class.
+            psi: Truncation, 1 = off.
+            cutoff: How many of the first layers to truncate; None = all.
+
+        Returns:
+            `[batch, layers, dim]`, float32.
+
+        Raises:
+            ShapeError: z or c has another shape.
+            SelectionError: psi, cutoff or class out of range.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
+            BackendError: The runtime was closed.
+        """
+        self._check_open()
+        check_shape(z, "batch z_dim", "z", z_dim=int(self.generator["z_dim"]))
+        rows = int(self.generator.get("truncation_rows", 0))
+        psi_of_layers = psi_per_layer(psi, cutoff, int(self.generator["num_layers"]), rows).numpy()
+        weights = self._class_weights(c, len(z), "mapping")
+        return self._latents_of_z(np.ascontiguousarray(z, dtype=np.float32), weights, psi_of_layers)
+
+    def latents_of(self, psi: float = 1.0, cutoff: int | None = None, c: Classes | None = None) -> LatentsOf:
+        """The way from seeds to unshifted latents, with a truncation and a class.
 
         Args:
             psi: Truncation, 1 = off.
             cutoff: How many of the first layers to truncate; None = all.
+            c: Class for all seeds, or weights of the classes `[1, c_dim]`; None if unconditional, or if only
+                the synthesis reads the class.
 
         Raises:
-            SelectionError: psi or cutoff out of range.
+            SelectionError: psi, cutoff or class out of range.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
         """
-        psi_of_layers = psi_per_layer(psi, cutoff, int(self.generator["num_layers"]))
+        z_dim, z_bound = int(self.generator["z_dim"]), self.generator.get("z_bound")
+        rows = int(self.generator.get("truncation_rows", 0))
+        # A mistake is said now, not when the first seed comes.
+        psi_per_layer(psi, cutoff, int(self.generator["num_layers"]), rows)
+        self._class_weights(c, 1, "mapping")
 
         def latents_of(seeds: Sequence[int]) -> Tensor:
-            self._check_open()
-            return self._latents_of_z(sample_z(seeds, int(self.generator["z_dim"])), psi_of_layers)
+            return torch.from_numpy(self.mapping(sample_z(seeds, z_dim, z_bound).numpy(), c, psi, cutoff))
 
         return latents_of
 
@@ -143,39 +209,64 @@ class Runtime:
         if self._closed:
             raise BackendError("This runtime was closed. Open it again with open_runtime.")
 
-    def _checked(self, latents: Array) -> Array:
-        """Latents as a session wants them: `[batch, layers, dim]`, float32, contiguous."""
-        self._check_open()
-        layers, dim = int(self.generator["num_layers"]), int(self.generator["dim"])
-        check_shape(latents, "batch layers dim", "latents", layers=layers, dim=dim)
-        if not len(latents):
-            raise SelectionError("The batch is empty. Pass the latents of at least one image.")
-        if self.max_batch is not None and len(latents) > self.max_batch:
-            raise SelectionError(
-                f"A batch of {len(latents)} is out of range. "
-                f"This artefact was verified for 1 to {self.max_batch}."
-            )
-        return np.ascontiguousarray(latents, dtype=np.float32)
+    def _class_weights(self, c: Classes | None, count: int, half: str) -> Array | None:
+        """Weights of the classes `[batch, c_dim]` for the half that reads them, as `Generator` makes them."""
+        name, c_dim = self.generator["name"], int(self.generator.get("c_dim", 0))
+        reads = half == self.generator.get("class_in", "")
+        if c is None:
+            if reads:
+                raise ContractError(f"{name} needs a class from 0 to {c_dim - 1}. Pass c.")
+            return None
+        if not c_dim:
+            raise ContractError(f"{name} takes no class. Leave c out.")
+        given = torch.as_tensor(c)
+        if given.ndim == 2 and len(given) == 1:
+            given = given.expand(count, -1)
+        weights: Array = class_weights(given, count, c_dim).numpy()
+        return np.ascontiguousarray(weights) if reads else None
 
 
 class _LatentsOfZ:
-    """z `[batch, z_dim]` and the truncation of each layer `[layers]` -> latents `[batch, layers, dim]`."""
+    """z `[batch, z_dim]`, weights of classes and the truncation of each layer -> `[batch, layers, dim]`."""
 
     def __init__(self, source: Generator | Session | Json) -> None:
         self._source = source
 
-    def __call__(self, z: Tensor, psi: Tensor) -> Tensor:
+    def __call__(self, z: Array, c: Array | None, psi: Array) -> Array:
+        inputs = [z, psi] if c is None else [z, c, psi]
         if isinstance(self._source, Session):
-            return torch.from_numpy(self._source.run([z.numpy(), psi.numpy()]))
+            return self._source.run(inputs)
         if isinstance(self._source, Generator):
             with torch.inference_mode():
-                return truncate(self._source.map_z(z, None), self._source.latent_mean, psi)
+                latents: Array = MappingGraph(self._source)(*map(torch.from_numpy, inputs)).numpy()
+            return latents
         # Without a mapping the latents are z itself, in another shape, and their mean is zero.
-        return psi[:, None] * z.reshape(len(z), int(self._source["num_layers"]), int(self._source["dim"]))
+        shaped = z.reshape(len(z), int(self._source["num_layers"]), int(self._source["dim"]))
+        return np.asarray(psi[:, None] * shaped, dtype=np.float32)
 
     def close(self) -> None:
         if isinstance(self._source, Session):
             self._source.close()
+
+
+def check_class(generator: Json, c: int | None) -> None:
+    """Whether a class, or none, is what a generator needs to make images.
+
+    Args:
+        generator: Its identity.
+        c: The class.
+
+    Raises:
+        ContractError: A class for an unconditional generator, or none for a conditional one.
+        SelectionError: A class out of range.
+    """
+    name, c_dim = generator["name"], int(generator.get("c_dim", 0))
+    if c is not None and not c_dim:
+        raise ContractError(f"{name} takes no class. Leave it out.")
+    if c is None and c_dim:
+        raise ContractError(f"{name} needs a class. Name one from 0 to {c_dim - 1}.")
+    if c is not None:
+        class_weights(c, 1, c_dim)
 
 
 def open_runtime(
@@ -257,5 +348,5 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
         reason=reason,
         parity=None,
         max_batch=None,
-        usual_batch=16,
+        usual_batch=min(16, usual_batch(generator.img_resolution).opt),
     )

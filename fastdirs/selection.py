@@ -137,17 +137,19 @@ def check_precision(backend: str, precision: str) -> None:
 
 
 def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[Measured]:
-    latents, images = (tensor.numpy() for tensor in artifact.reference())
+    reference = artifact.reference()
+    inputs, images = reference.inputs, reference.images
     accept = artifact.accept
     sessions = open_all(pairs, artifact.synthesis_path, True)
     parities = {
-        pair: measure(session, latents, images, (1, batch_size)) for pair, session in sessions.items()
+        pair: measure(session, inputs, images, (1, batch_size)) for pair, session in sessions.items()
     }
-    batch = np.ascontiguousarray(latents[np.arange(batch_size) % len(latents)])
+    rows = np.arange(batch_size) % len(images)
+    batch = [np.ascontiguousarray(each[rows]) for each in inputs]
     # One candidate needs no race, but its speed is still reported.
     rounds = _ROUNDS if len(sessions) > 1 else 1
     timings = time_sessions({" ".join(pair): session for pair, session in sessions.items()}, batch, rounds)
-    rows = [
+    measured = [
         Measured(
             backend=pair[0],
             precision=session.precision,
@@ -161,4 +163,4 @@ def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: i
     ]
     for session in sessions.values():
         session.close()
-    return rows
+    return measured

@@ -1,7 +1,8 @@
 """Batches through a session in order, as many at a time as pay off, and how long they take."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -9,9 +10,10 @@ from fastdirs.backends import Array, Session
 from fastdirs.machine import Timing, alternate
 
 _BATCHES_PER_TIMING = 4
+_LONG_S = 1.0
 
 
-def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
+def stream(session: Session, batches: Iterable[Sequence[Array]]) -> Iterator[Array]:
     """Run batch after batch while the caller works on the results.
 
     At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session
@@ -19,7 +21,8 @@ def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
 
     Args:
         session: An opened synthesis.
-        batches: Latents. Each `[batch, layers, dim]`, float32.
+        batches: Inputs of the session, batch by batch: latents `[batch, layers, dim]`, and weights of the classes
+            `[batch, c_dim]` if it reads them, float32.
 
     Yields:
         Images, in the order of the batches. `[batch, channels, height, width]`, float32.
@@ -27,7 +30,7 @@ def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
     pending: deque[Future[Array]] = deque()
     with ThreadPoolExecutor(session.num_parallel, thread_name_prefix="synthesis") as pool:
         for batch in batches:
-            pending.append(pool.submit(session.run, [batch]))
+            pending.append(pool.submit(session.run, batch))
             if len(pending) > session.num_parallel:
                 yield pending.popleft().result()
         while pending:
@@ -36,7 +39,7 @@ def stream(session: Session, batches: Iterable[Array]) -> Iterator[Array]:
 
 def time_sessions(
     sessions: Mapping[str, Session],
-    latents: Array,
+    inputs: Sequence[Array],
     rounds: int,
     progress: Callable[[int, int], None] = lambda d, t: None,
 ) -> dict[str, Timing]:
@@ -44,17 +47,18 @@ def time_sessions(
 
     Args:
         sessions: Opened syntheses by name.
-        latents: One batch. `[batch, layers, dim]`, float32.
+        inputs: One batch: latents `[batch, layers, dim]`, and weights of the classes `[batch, c_dim]` if they
+            are read, float32.
         rounds: Timings of each.
         progress: Called with timings done and timings in all.
 
     Returns:
         Time for one batch within a stream; images per second are `1000 * batch / median_ms`.
     """
-    count = {name: _BATCHES_PER_TIMING * session.num_parallel for name, session in sessions.items()}
+    count = {name: _batches_per_timing(session, inputs) for name, session in sessions.items()}
 
     def drain(name: str) -> None:
-        for _ in stream(sessions[name], [latents] * count[name]):
+        for _ in stream(sessions[name], [inputs] * count[name]):
             pass
 
     timings = alternate({name: partial(drain, name) for name in sessions}, rounds, progress)
@@ -62,3 +66,11 @@ def time_sessions(
         name: Timing(t.median_ms / count[name], t.low_ms / count[name], t.high_ms / count[name], t.repeats)
         for name, t in timings.items()
     }
+
+
+def _batches_per_timing(session: Session, inputs: Sequence[Array]) -> int:
+    """Several for each thread, so that starting and ending weigh little; where batches are long, one."""
+    start = time.perf_counter()
+    session.run(inputs)
+    long = time.perf_counter() - start > _LONG_S
+    return session.num_parallel * (1 if long else _BATCHES_PER_TIMING)

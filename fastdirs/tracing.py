@@ -29,7 +29,7 @@ def trace(
 
     Args:
         module: Its `forward` is the graph's signature.
-        example: Inputs to trace with; an input whose first axis is 2 has a dynamic batch. Each `[2, ...]`.
+        example: Inputs to trace with: `[2, ...]`, whose batch becomes dynamic, but for psi `[layers]`.
         path: The file.
         inputs: Names of the inputs.
         output: Name of the output.

@@ -110,6 +110,7 @@ class _Layered(Generator):
             space="w+",
             z_dim=z_dim,
             c_dim=c_dim,
+            class_in="mapping" if c_dim else "",
             num_layers=num_layers,
             dim=dim,
             img_resolution=16,
@@ -118,15 +119,19 @@ class _Layered(Generator):
             reads=[(layer,) for layer in range(num_layers)],
             config={},
         )
-        self.network = nn.Sequential(nn.Linear(z_dim, 16), nn.LeakyReLU(0.2), nn.Linear(16, num_layers * dim))
-        self.latent_mean = self.map_z(torch.randn(64, z_dim), None).mean(0).detach() + 0.5
+        self.network = nn.Sequential(
+            nn.Linear(z_dim + c_dim, 16), nn.LeakyReLU(0.2), nn.Linear(16, num_layers * dim)
+        )
+        mean = self.map_z(torch.randn(64, z_dim), torch.rand(64, c_dim)).mean(0)
+        self.latent_mean = mean.detach() + 0.5
 
     @property
     def has_mapping(self) -> bool:
         return True
 
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        return self.network(z).reshape(-1, self.num_layers, self.dim)
+        joined = torch.cat([z, 2 * c], dim=1) if self.c_dim and c is not None else z
+        return self.network(joined).reshape(-1, self.num_layers, self.dim)
 
     def factors(self) -> list[Factor]:
         return []
@@ -147,17 +152,80 @@ class _LayeredStage(nn.Module):
         return torch.tanh(self.convolution(features) * 2)
 
 
-@pytest.fixture(scope="session")
-def layered() -> Generator:
+class _Classes(Generator):
+    """What BigGAN families bring: z for each layer, a class in the synthesis, statistics chosen by psi."""
+
+    def __init__(self, c_dim: int = 4, rows: int = 5) -> None:
+        dim = 6
+        super().__init__(
+            family="classes",
+            space="z",
+            z_dim=dim,
+            z_bound=2.0,
+            c_dim=c_dim,
+            class_in="synthesis",
+            num_layers=4,
+            dim=dim,
+            truncation_rows=rows,
+            img_resolution=16,
+            img_channels=3,
+            stages=[_ClassesStage(layer, dim, c_dim, rows) for layer in range(3)],
+            reads=[(layer, 3) for layer in range(3)],
+            config={},
+        )
+
+    @property
+    def has_mapping(self) -> bool:
+        return True
+
+    def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
+        assert c is None
+        return torch.cat([z[:, None].expand(-1, 3, -1), torch.ones_like(z)[:, None]], dim=1)
+
+    def factors(self) -> list[Factor]:
+        weights = {f"stages.{i}.stage.scale.weight": stage.stage.scale.weight for i, stage in enumerate(self.stages)}
+        return [Factor(name, layer, weight) for layer, (name, weight) in enumerate(weights.items())]
+
+
+class _ClassesStage(nn.Module):
+    """A layered stage after which each channel is shifted by the class, and by the statistics of the place."""
+
+    def __init__(self, layer: int, dim: int, c_dim: int, rows: int) -> None:
+        super().__init__()
+        self.stage = _LayeredStage(layer, dim)
+        channels = self.stage.convolution.out_channels
+        self.embedding = nn.Linear(c_dim, channels, bias=False)
+        self.register_buffer("statistics", torch.rand(rows, channels))
+
+    def forward(self, state: Tensor | tuple[Tensor, Tensor], latents: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features, c = (None, state) if isinstance(state, Tensor) else state
+        near = torch.relu(1 - (latents[:, 3, :1] - torch.arange(len(self.statistics))).abs())
+        shift = self.embedding(c) + near @ self.statistics
+        features = torch.tanh(self.stage(features, latents) + shift[:, :, None, None])
+        return features if self.stage.layer == 2 else (features, c)
+
+
+def _seeded(make: Callable[..., Generator], **settings: int) -> Generator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _Layered().eval().requires_grad_(False)
+        return make(**settings).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def layered() -> Generator:
+    return _seeded(_Layered)
 
 
 @pytest.fixture(scope="session")
 def conditional() -> Generator:
-    """Wants a class, which no export takes yet."""
-    return _Layered(c_dim=3).eval().requires_grad_(False)
+    """Its mapping reads the class."""
+    return _seeded(_Layered, c_dim=3)
+
+
+@pytest.fixture(scope="session")
+def classes() -> Generator:
+    """Its synthesis reads the class; z is bounded, and the last latent layer carries the place."""
+    return _seeded(_Classes)
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +244,18 @@ def dcgan_artifact(small_dcgan: Generator, tmp_path_factory: pytest.TempPathFact
 def layered_artifact(layered: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The one with a mapping network, verified up to batch 8. Read only."""
     return _export(layered, "auto", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def conditional_artifact(conditional: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The one whose mapping reads the class, verified up to batch 8. Read only."""
+    return _export(conditional, "auto", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def classes_artifact(classes: Generator, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The one whose synthesis reads the class, verified up to batch 8. Read only."""
+    return _export(classes, "auto", tmp_path_factory)
 
 
 def _export(generator: Generator, lowering: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:

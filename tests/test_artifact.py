@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,9 +40,12 @@ def test_opens_by_folder_or_file(copied: Path, toy: Generator, name: str) -> Non
 
 
 def test_holds_reference_images_of_torch(toy_artifact: Artifact, toy: Generator) -> None:
-    latents, images = toy_artifact.reference()
-    assert latents.shape == (8, toy.num_layers, toy.dim)
-    torch.testing.assert_close(images, toy.synthesis(latents), rtol=0, atol=1e-6)
+    reference = toy_artifact.reference()
+    assert reference.latents.shape == (8, toy.num_layers, toy.dim)
+    assert reference.c is None
+    assert [len(each) for each in reference.inputs] == [8]
+    images = toy.synthesis(torch.from_numpy(reference.latents)).numpy()
+    np.testing.assert_allclose(reference.images, images, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [SYNTHESIS, REFERENCE])

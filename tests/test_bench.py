@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from fastdirs.backends import BACKENDS
 from fastdirs.bench import Row, bench, conditions
 from fastdirs.errors import MissingDependencyError
-from fastdirs.generators import Generator, ModuleGenerator
+from fastdirs.generators import Generator
 from fastdirs.manifest import environment
+from fastdirs.module_generator import ModuleGenerator
 from fastdirs.recipe import DEFAULT_ACCEPT
 
 BATCH = 4

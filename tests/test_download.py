@@ -56,7 +56,7 @@ def _wheel(folder: Path, weights: bytes, member: str = MEMBER) -> Path:
 def _entry(folder: Path, sha256: str, version: str = "1.0", size_mib: int = 1) -> Zoo:
     folder.mkdir(exist_ok=True)
     (folder / "tiny.toml").write_text(
-        'summary = "tiny"\nfamily = "dcgan"\nlicence = "CC0"\n\n'
+        'summary = "tiny"\nfamily = "dcgan"\nresolution = 8\nlicence = "CC0"\n\n'
         f'[package]\nname = "tiny-faces"\nversion = "{version}"\nmember = "{MEMBER}"\n'
         f'member_sha256 = "{sha256}"\nsize_mib = {size_mib}\n'
     )

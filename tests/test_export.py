@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from fastdirs.artifact import MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact, open_artifact
@@ -26,11 +26,13 @@ from fastdirs.errors import (
     UnknownNameError,
 )
 from fastdirs.export import export_generator, export_recipe, verify_artifact
-from fastdirs.generators import Generator, ModuleGenerator
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator, save_generator
 from fastdirs.lowering import FORMS
 from fastdirs.manifest import sha256_file
+from fastdirs.module_generator import ModuleGenerator
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe, Tolerance, load_recipe
 from fastdirs.runtime import open_runtime
@@ -54,9 +56,9 @@ def _axes(value: onnx.ValueInfoProto) -> list[str | int]:
     return [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
 
 
-@pytest.fixture(params=["toy", "dcgan", "layered"])
+@pytest.fixture(params=["toy", "dcgan", "layered", "conditional", "classes"])
 def exported(request: pytest.FixtureRequest) -> tuple[Artifact, Generator]:
-    generator = {"toy": "toy", "dcgan": "small_dcgan", "layered": "layered"}[request.param]
+    generator = "small_dcgan" if request.param == "dcgan" else request.param
     return request.getfixturevalue(f"{request.param}_artifact"), request.getfixturevalue(generator)
 
 
@@ -66,7 +68,9 @@ def test_one_file_with_names_and_metadata(exported: tuple[Artifact, Generator]) 
     assert {path.name for path in artifact.folder.iterdir()} == expected
     model = onnx.load(str(artifact.synthesis_path), load_external_data=False)
     assert all(each.data_location == onnx.TensorProto.DEFAULT for each in model.graph.initializer)
-    assert [each.name for each in model.graph.input] == ["latents"]
+    read = ["c"] if generator.class_in == "synthesis" else []
+    assert [each.name for each in model.graph.input] == ["latents", *read]
+    assert [_axes(each) for each in model.graph.input[1:]] == [["batch", generator.c_dim]] * len(read)
     assert [each.name for each in model.graph.output] == ["images"]
     size = generator.img_resolution
     assert _axes(model.graph.input[0]) == ["batch", generator.num_layers, generator.dim]
@@ -86,9 +90,9 @@ def test_says_nothing_of_the_machine_that_made_it(exported: tuple[Artifact, Gene
 @pytest.mark.parametrize("batch", [1, 3, 5])
 def test_runs_at_any_batch_size(exported: tuple[Artifact, Generator], batch: int) -> None:
     artifact, generator = exported
-    latents = generator.mapping(sample_z(range(10, 10 + batch), generator.z_dim))
-    images = _run(artifact.synthesis_path, latents.numpy())
-    parity = compare(images, generator.synthesis(latents).numpy())
+    inputs = synthesis_inputs(generator, range(10, 10 + batch))
+    images = _run(artifact.synthesis_path, *inputs)
+    parity = compare(images, SynthesisGraph(generator)(*map(torch.from_numpy, inputs)).numpy())
     assert parity.within(DEFAULT_ACCEPT["f32"]), parity
 
 
@@ -260,9 +264,12 @@ def test_a_recipe_for_other_weights(toy: Generator, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_conditional_generator(conditional: Generator, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match="is conditional"):
-        export_generator(conditional, tmp_path / "artifact")
+def test_what_no_graph_repeats(toy: Generator, tmp_path: Path) -> None:
+    class Noisy(type(toy)):  # type: ignore[misc]
+        exportable = False
+
+    with pytest.raises(ContractError, match=r"toy draws new noise for each picture.*constant noise"):
+        export_generator(Noisy(16), tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,10 +352,11 @@ def test_a_mapping_beyond_the_tolerance(layered: Generator, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def _swap_reference(artifact: Artifact, folder: Path, latents: Tensor, images: Tensor) -> Artifact:
+def _swap_reference(artifact: Artifact, folder: Path, latents: Array, images: Array) -> Artifact:
     """A copy with other reference images, and a manifest that vouches for them."""
     shutil.copytree(artifact.folder, folder)
-    save_file({"latents": latents, "images": images}, folder / REFERENCE)
+    tensors = {"latents": latents, "images": np.ascontiguousarray(images)}
+    save_file(tensors, folder / REFERENCE)
     content = json.loads((folder / MANIFEST).read_text())
     content["files"][REFERENCE] = sha256_file(folder / REFERENCE)
     (folder / MANIFEST).write_text(json.dumps(content))
@@ -356,16 +364,17 @@ def _swap_reference(artifact: Artifact, folder: Path, latents: Tensor, images: T
 
 
 def test_verification_compares_with_the_reference_images(dcgan_artifact: Artifact, tmp_path: Path) -> None:
-    latents, images = dcgan_artifact.reference()
+    reference = dcgan_artifact.reference()
+    latents, images = reference.latents, reference.images
     verify_artifact(_swap_reference(dcgan_artifact, tmp_path / "same", latents, images))
-    swapped = _swap_reference(dcgan_artifact, tmp_path / "swapped", latents, images.flip(0).contiguous())
+    swapped = _swap_reference(dcgan_artifact, tmp_path / "swapped", latents, images[::-1])
     with pytest.raises(ParityError, match=r"synthesis\.onnx on \w+ in f32 differs from torch fp32"):
         verify_artifact(swapped)
 
 
 def test_verification_needs_reference_images(toy_artifact: Artifact, tmp_path: Path) -> None:
-    latents, images = toy_artifact.reference()
-    empty = _swap_reference(toy_artifact, tmp_path / "empty", latents[:0], images[:0])
+    reference = toy_artifact.reference()
+    empty = _swap_reference(toy_artifact, tmp_path / "empty", reference.latents[:0], reference.images[:0])
     with pytest.raises(ArtifactError, match="holds no reference images"):
         verify_artifact(empty)
 

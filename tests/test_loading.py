@@ -13,9 +13,10 @@ import fastdirs
 from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import CheckpointError, ContractError, OutputError, SelectionError, UnknownNameError
-from fastdirs.generators import Generator, ModuleGenerator
+from fastdirs.generators import Generator
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator, save_generator
+from fastdirs.module_generator import ModuleGenerator
 from fastdirs.zoo import ZOO
 
 OWN = """

@@ -1,20 +1,16 @@
 """ONNX files: a generator that exists only as a graph."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from fastdirs.checkpoints import Format
+from fastdirs.checkpoints import Contents, Format
 from fastdirs.errors import CheckpointError
-from fastdirs.manifest import Json
 
 if TYPE_CHECKING:
     import onnx
 
 
-def _recognises(head: bytes) -> bool:
+def _recognises(path: Path, head: bytes) -> bool:
     # A protobuf message whose first field is ir_version (field 1, a small varint) and whose next is a known
     # field of ModelProto.
     return (
@@ -50,7 +46,7 @@ def dtype_name(elem_type: int) -> str:
     return names.get(elem_type, f"unknown type {elem_type}")
 
 
-def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:
+def _read(path: Path, key: str | None) -> Contents:
     import onnx
 
     if key is not None:
@@ -66,7 +62,7 @@ def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise _broken(path, error) from error
-    return {}, {}
+    return Contents(tensors={})
 
 
 def _broken(path: Path, error: Exception) -> CheckpointError:

@@ -2,20 +2,19 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastdirs.checkpoints import Format
+from fastdirs.checkpoints import Contents, Format
 from fastdirs.errors import CheckpointError
 from fastdirs.manifest import Json
 
 HEADER = "fastdirs"
 
 
-def _recognises(head: bytes) -> bool:
+def _recognises(path: Path, head: bytes) -> bool:
     # Eight bytes of header length, then a JSON object.
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
@@ -46,10 +45,11 @@ def _counting_order(name: str) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _read(path: Path, key: str | None) -> tuple[Mapping[str, Tensor], Json]:
+def _read(path: Path, key: str | None) -> Contents:
     if key is not None:
         raise CheckpointError(f"{path} holds one state dict, so key={key!r} selects nothing. Leave it out.")
-    return read_safetensors(path)
+    tensors, header = read_safetensors(path)
+    return Contents(tensors=tensors, config=header)
 
 
 FORMAT = Format(summary="safetensors", recognises=_recognises, read=_read)

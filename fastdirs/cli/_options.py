@@ -8,11 +8,31 @@ import click
 
 if TYPE_CHECKING:
     from fastdirs.generators import Generator
+    from fastdirs.runtime import Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 OUT = click.option(
     "--out", metavar="PATH", required=True, type=click.Path(path_type=Path), help="Where to write."
+)
+PSI = click.option(
+    "--psi", metavar="FACTOR", type=float, default=1.0, show_default=True, help="Truncation; 1 = off."
+)
+CUTOFF = click.option(
+    "--cutoff",
+    metavar="LAYERS",
+    type=click.IntRange(min=0),
+    help="Truncate only the first layers. [default: all]",
+)
+BACKEND = click.option(
+    "--backend",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto measures what is here and says what it chose.",
+)
+PRECISION = click.option(
+    "--precision", metavar="NAME", help="f32 or bf16; the fastest that is accepted if left out."
 )
 FORCE = click.option("--force", is_flag=True, help="Replace what an earlier run of this command wrote there.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON to standard output.")
@@ -90,3 +110,13 @@ def load_model(
             f"{generator.provenance.name} does not say, so assumed: {', '.join(generator.provenance.assumed)}"
         )
     return generator
+
+
+def show_runtime(runtime: "Runtime") -> None:
+    """Say what was opened, why, and how far it is from torch here."""
+    from fastdirs.cli._console import note
+
+    details = "; ".join(filter(None, (runtime.provider, runtime.detail)))
+    note(f"{runtime.backend} {runtime.precision} ({details}): {runtime.reason}")
+    if runtime.parity is not None:
+        note(f"error against torch fp32 on this machine: {runtime.parity}")

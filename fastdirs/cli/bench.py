@@ -11,9 +11,7 @@ from fastdirs.cli._options import JSON, load_model, model_options
     "--batch",
     metavar="IMAGES",
     type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Images in a batch.",
+    help="Images in a batch. [default: by image size, such as 64 at 64 pixels and 2 at 1024]",
 )
 @click.option(
     "--rounds",
@@ -27,7 +25,7 @@ from fastdirs.cli._options import JSON, load_model, model_options
 @JSON
 def bench(
     model: str | None,
-    batch: int,
+    batch: int | None,
     rounds: int,
     family: str | None,
     factory: str | None,
@@ -36,7 +34,8 @@ def bench(
 ) -> None:
     """Measure MODEL on every backend and precision here.
 
-    Images per second, latency of a single image, error against torch, memory.
+    Images per second, latency of a single image, error against torch, memory. A conditional model is measured on
+    various classes.
 
     \b
     Example:
@@ -47,8 +46,10 @@ def bench(
     from fastdirs.bench import bench as measure
     from fastdirs.bench import conditions
     from fastdirs.cli._console import note, progress_bar, show_json, show_table
+    from fastdirs.recipe import usual_batch
 
     generator = load_model(model, family, factory, options)
+    batch = batch or usual_batch(generator.img_resolution).opt
     with progress_bar() as progress:
         rows = measure(generator, batch, rounds, lambda done, total: progress("timing", done, total))
     if as_json:

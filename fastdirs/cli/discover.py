@@ -61,7 +61,8 @@ def discover(
     METHODS.load(method)
     _check_out(out, force)
     generator = load_model(model, family, factory, options)
-    chosen = parse_indices(layers, generator.num_layers, "layer")
+    # None = all that can be edited.
+    chosen = None if layers.strip() == "all" else parse_indices(layers, generator.num_layers, "layer")
     with progress_bar() as progress:
         bank = find(
             generator, method, directions, chosen, settings, lambda done, total: progress(method, done, total)

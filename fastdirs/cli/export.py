@@ -16,7 +16,7 @@ from fastdirs.cli._options import FORCE, JSON, OUT, load_model, model_options
     "--max-batch",
     metavar="IMAGES",
     type=click.IntRange(min=1),
-    help="Largest batch to verify. [default: 128]",
+    help="Largest batch to verify. [default: by image size, such as 128 at 64 pixels and 4 at 1024]",
 )
 @model_options
 @OUT
@@ -37,7 +37,7 @@ def export(
     """
     from fastdirs.cli._console import note, show_json
     from fastdirs.export import export_generator, export_recipe
-    from fastdirs.recipe import Batch, Graph, Recipe, load_recipe
+    from fastdirs.recipe import Batch, Graph, Recipe, load_recipe, usual_batch
 
     if model is not None and model.endswith(".toml"):
         given = {
@@ -55,10 +55,11 @@ def export(
         artifact = export_recipe(load_recipe(Path(model)), Path(model).parent, out, force, note)
     else:
         generator = load_model(model, family, factory, options)
-        largest = max_batch or Batch().max
+        usual = usual_batch(generator.img_resolution)
+        largest = max_batch or usual.max
         recipe = Recipe(
             generator=generator.provenance.name, graph=Graph(lowering=lowering or "auto"),
-            batch=Batch(opt=min(Batch().opt, largest), max=largest),
+            batch=Batch(opt=min(usual.opt, largest), max=largest),
         )  # fmt: skip
         artifact = export_generator(generator, out, recipe, force, note)
     if as_json:

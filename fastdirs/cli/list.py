@@ -1,12 +1,20 @@
 """`fastdirs list`: what is there."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
 from fastdirs.cli._options import JSON
 from fastdirs.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from fastdirs.zoo import Entry
+
+Row = dict[str, Any]
 
 
 @click.command("list")
@@ -15,22 +23,37 @@ from fastdirs.errors import MissingDependencyError
 def list_command(what: str, as_json: bool) -> None:
     """Show generator families, methods, backends, or the zoo.
 
-    For backends it says what this machine can run; for the zoo, which generators were pulled.
+    For backends it says what this machine can run; for the zoo, how generators are got and which were pulled.
 
     \b
     Example:
       fastdirs list zoo
     """
-    from fastdirs.cli._console import show_json, show_table
+    from fastdirs.cli._console import show_json
 
     rows = {"generators": _generators, "methods": _methods, "backends": _backends, "zoo": _zoo}[what]()
     if as_json:
         show_json(rows)
     else:
-        show_table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+        _show([{column: str(value) for column, value in row.items() if column != "address"} for row in rows])
 
 
-def _generators() -> list[dict[str, str]]:
+def _show(rows: Sequence[dict[str, str]]) -> None:
+    """As a table if the window is wide enough for a line each, else a few lines each."""
+    from rich.console import Console
+
+    from fastdirs.cli._console import show_facts, show_table
+
+    width = sum(max(len(row[column]) for row in rows) + 2 for column in rows[0])
+    if not sys.stdout.isatty() or width <= Console().width:
+        show_table(list(rows[0]), [list(row.values()) for row in rows])
+        return
+    for row in rows:
+        click.secho(row["name"], bold=True)
+        show_facts({column: value for column, value in row.items() if value and column != "name"}, indent=1)
+
+
+def _generators() -> list[Row]:
     from fastdirs.generators import GENERATORS
 
     rows = []
@@ -44,7 +67,7 @@ def _generators() -> list[dict[str, str]]:
     return rows
 
 
-def _methods() -> list[dict[str, str]]:
+def _methods() -> list[Row]:
     from fastdirs.discovery import METHODS
 
     rows = []
@@ -56,7 +79,7 @@ def _methods() -> list[dict[str, str]]:
     return rows
 
 
-def _backends() -> list[dict[str, str]]:
+def _backends() -> list[Row]:
     from fastdirs.backends import BACKENDS
 
     rows = []
@@ -69,20 +92,32 @@ def _backends() -> list[dict[str, str]]:
     return rows
 
 
-def _zoo() -> list[dict[str, str]]:
+def _zoo() -> list[Row]:
     from fastdirs.zoo import ZOO, pulled_path
 
-    entries = [ZOO.load(name) for name in ZOO.names()]
     return [
         {
             "name": entry.name,
             "summary": entry.summary,
+            "family": entry.family,
+            "resolution": entry.resolution,
             "licence": entry.licence,
-            "download": f"{entry.package.size_mib} MiB",
+            **_way(entry),
             "pulled": "yes" if pulled_path(entry.name).exists() else "no",
         }
-        for entry in entries
+        for entry in map(ZOO.load, ZOO.names())
     ]
+
+
+def _way(entry: "Entry") -> Row:
+    """How an entry is got; the whole address is for programs, a table has no room for it."""
+    from fastdirs.zoo import Bring, Package
+
+    if isinstance(entry.way, Package):
+        return {"how": f"package, {entry.way.size_mib} MiB", "address": ""}
+    if isinstance(entry.way, Bring):
+        return {"how": f"bring: {urlsplit(entry.way.address).hostname}", "address": entry.way.address}
+    return {"how": f"download, {entry.way.size_mib} MiB", "address": entry.way.address}
 
 
 COMMAND = list_command

@@ -4,7 +4,18 @@ from pathlib import Path
 
 import click
 
-from fastdirs.cli._options import FORCE, JSON, OUT, load_model, model_options
+from fastdirs.cli._options import (
+    BACKEND,
+    CUTOFF,
+    FORCE,
+    JSON,
+    OUT,
+    PRECISION,
+    PSI,
+    load_model,
+    model_options,
+    show_runtime,
+)
 from fastdirs.registry import Registry
 
 _WRITERS: Registry[object] = Registry("fastdirs.writers", "WRITER", "writer")
@@ -37,14 +48,10 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     show_default=True,
     help="Signed lengths of the shift; or a list, -3,0,3.",
 )
+@PSI
+@CUTOFF
 @click.option(
-    "--psi", metavar="FACTOR", type=float, default=1.0, show_default=True, help="Truncation; 1 = off."
-)
-@click.option(
-    "--cutoff",
-    metavar="LAYERS",
-    type=click.IntRange(min=0),
-    help="Truncate only the first layers. [default: all]",
+    "--class", "c", metavar="INDEX", type=click.IntRange(min=0), help="Class of all images, if it has classes."
 )
 @click.option(
     "--batch",
@@ -68,21 +75,15 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     show_default=True,
     help=f"What to write: {', '.join(_WRITERS.names())}.",
 )
-@click.option(
-    "--backend",
-    metavar="NAME",
-    default="auto",
-    show_default=True,
-    help="auto measures what is here and says what it chose.",
-)
-@click.option("--precision", metavar="NAME", help="f32 or bf16; the fastest that is accepted if left out.")
+@BACKEND
+@PRECISION
 @model_options
 @OUT
 @FORCE
 @JSON
 def traverse(
     model: str, bank: str | None, seeds: str, directions: str, epsilons: str, psi: float, cutoff: int | None,
-    batch: int | None, image_format: str, write: str, backend: str, precision: str | None, family: str | None,
+    c: int | None, batch: int | None, image_format: str, write: str, backend: str, precision: str | None, family: str | None,
     factory: str | None, options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Render the directions of BANK on MODEL or ARTIFACT.
@@ -111,17 +112,14 @@ def traverse(
     chosen = parse_indices(directions, len(loaded), "direction")
 
     def opened(runtime: Runtime, plan: Plan) -> None:
-        details = "; ".join(filter(None, (runtime.provider, runtime.detail)))
-        note(f"{runtime.backend} {runtime.precision} ({details}): {runtime.reason}")
-        if runtime.parity is not None:
-            note(f"error against torch fp32 on this machine: {runtime.parity}")
+        show_runtime(runtime)
         note(f"{plan.num_images} images, {plan.num_rendered} rendered, in batches of {plan.batch_size}")
 
     known = source is not None and factory is None and is_artifact(Path(source))
     opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     with progress_bar() as progress:
         gallery = render(
-            opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, psi=psi, cutoff=cutoff,
+            opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, psi=psi, cutoff=cutoff, c=c,
             image_format=image_format, writers=[name.strip() for name in write.split(",")], backend=backend,
             precision=precision, batch_size=batch, force=force, progress=progress, opened=opened,
         )  # fmt: skip

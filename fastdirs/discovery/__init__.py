@@ -10,7 +10,6 @@ from torch import Tensor
 from fastdirs.directions import DirectionBank, fix_signs
 from fastdirs.errors import SelectionError
 from fastdirs.generators import Generator
-from fastdirs.latents import sample_z
 from fastdirs.registry import Registry, unknown_name
 
 _SCALE_SAMPLES = 1024
@@ -64,7 +63,7 @@ def discover(
         generator: Any generator that the method applies to.
         method: Registered name.
         num_directions: How many, best first.
-        layers: Latent layers to edit; None = all.
+        layers: Latent layers to edit; None = all that are editable.
         settings: The method's options by name, as text; see `fastdirs list methods`.
         progress: Called with steps done and steps in all.
 
@@ -74,13 +73,8 @@ def discover(
             out of range, or a method that does not apply to the family.
     """
     plugin = METHODS.load(method)
-    chosen = tuple(range(generator.num_layers)) if layers is None else tuple(sorted(set(layers)))
-    for layer in chosen:
-        if not 0 <= layer < generator.num_layers:
-            raise SelectionError(
-                f"There is no layer {layer}. "
-                f"{generator.provenance.name} has layers 0 to {generator.num_layers - 1}."
-            )
+    chosen = generator.editable if layers is None else tuple(sorted(set(layers)))
+    _check_layers(generator, chosen)
     if not 1 <= num_directions <= generator.dim:
         raise SelectionError(
             f"{num_directions} directions are out of range. "
@@ -96,6 +90,22 @@ def discover(
         labels=tuple(f"direction {index}" for index in range(len(directions))), layers=chosen,
         generator=generator.identity(), method=method, settings=asdict(parsed),
     )  # fmt: skip
+
+
+def _check_layers(generator: Generator, layers: Sequence[int]) -> None:
+    name, last = generator.provenance.name, max(generator.editable)
+    if not layers:
+        raise SelectionError("No layer to edit. Name at least one.")
+    for layer in layers:
+        if not 0 <= layer < generator.num_layers:
+            raise SelectionError(
+                f"There is no layer {layer}. {name} has layers 0 to {generator.num_layers - 1}."
+            )
+        if layer not in generator.editable:
+            raise SelectionError(
+                f"Layer {layer} of {name} is no latent to edit: it carries the place among its batch norm "
+                f"statistics, which psi chooses. Layers 0 to {last} can be edited."
+            )
 
 
 def parse_settings(method: str, settings: type[Any], values: Mapping[str, str]) -> Any:
@@ -126,7 +136,8 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 def _scales(generator: Generator, directions: Tensor, layers: Sequence[int]) -> Tensor:
     """Standard deviation of latents along each direction: `[num_directions]`, averaged over the layers."""
+    seeds, chosen = range(_SCALE_SAMPLES), list(layers)
     with torch.inference_mode():
-        latents = generator.mapping(sample_z(range(_SCALE_SAMPLES), generator.z_dim))
-        along = torch.einsum("bld,kld->bkl", latents, directions)[:, :, list(layers)]
+        latents = generator.mapping(generator.sample(seeds), generator.sample_classes(seeds))
+        along = torch.einsum("bld,kld->bkl", latents[:, chosen], directions[:, chosen])
     return along.std(dim=0).mean(dim=1).clone()

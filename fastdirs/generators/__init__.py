@@ -3,16 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import ContractError, check_shape
-from fastdirs.latents import psi_per_layer, sample_z, truncate
+from fastdirs.latents import class_weights, psi_per_layer, sample_classes, sample_z, truncate
 from fastdirs.manifest import Json, sha256_json, sha256_tensors
 from fastdirs.registry import Registry
+
+State = Tensor | tuple[Tensor, ...] | None
+"""What one stage hands to the next: tensors whose first axis is the batch."""
+
+Classes = int | Tensor | NDArray[np.generic]
+"""One class for all images, an index for each `[batch]`, or weights `[batch, c_dim]`."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +58,34 @@ class Provenance:
 class Generator(nn.Module, ABC):
     """A pretrained generator: z -> latents -> images, cut into stages.
 
-    Synthesis runs `stages` in order. The first stage gets the class `c` (None if unconditional) as its state,
-    each returns the next state, the last one the images; `reads[i]` names the latent layers stage i looks at.
+    Synthesis runs `stages` in order. The first stage gets the weights of the classes `[batch, c_dim]` as its
+    state if `class_in` is "synthesis", else None; each returns the next state, the last one the images;
+    `reads[i]` names the latent layers stage i looks at.
 
     Attributes:
         family: Registered name of the family.
         space: What the latents are: "z", "w" or "w+".
         z_dim: Size of z.
+        z_bound: None if z is normal; else z is drawn from a normal distribution cut at plus or minus this.
         c_dim: Number of classes, 0 if unconditional.
+        class_in: Which half reads the class: "mapping", "synthesis", or "" if unconditional.
         num_layers: Number of latent layers.
         dim: Size of one latent layer.
+        truncation_rows: Sets of batch norm statistics to choose from by psi; 0 for nearly all families. Where
+            there are some, the last latent layer carries the choice and is not to be edited.
         img_resolution: Height and width of the images, in pixels.
         img_channels: 1 (grey) or 3 (RGB).
         config: Settings from which the family builds the same architecture again.
         provenance: Where the weights come from.
         precisions: Arithmetic that the stages can run in.
+        exportable: False where the pictures hold chance that no graph can repeat.
 
     Raises:
-        ContractError: Another number of `reads` than of stages.
+        ContractError: Another number of `reads` than of stages, or classes that nothing reads.
     """
 
     precisions: tuple[str, ...] = ("f32", "bf16")
+    exportable: bool = True
     latent_mean: Tensor
 
     def __init__(
@@ -87,16 +102,24 @@ class Generator(nn.Module, ABC):
         reads: Sequence[tuple[int, ...]],
         config: Json,
         c_dim: int = 0,
+        class_in: Literal["mapping", "synthesis", ""] = "",
+        z_bound: float | None = None,
+        truncation_rows: int = 0,
     ) -> None:
         super().__init__()
         if len(reads) != len(stages):
             raise ContractError(f"{family} has {len(stages)} stages but says what {len(reads)} of them read.")
+        if bool(c_dim) != bool(class_in):
+            raise ContractError(f"{family} has {c_dim} classes, but its class_in is {class_in!r}.")
         self.family = family
         self.space = space
         self.z_dim = z_dim
+        self.z_bound = z_bound
         self.c_dim = c_dim
+        self.class_in = class_in
         self.num_layers = num_layers
         self.dim = dim
+        self.truncation_rows = truncation_rows
         self.img_resolution = img_resolution
         self.img_channels = img_channels
         self.stages = nn.ModuleList(stages)
@@ -114,20 +137,30 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """Latents without truncation: z `[batch, z_dim]` -> `[batch, layers, dim]`, float32. Traceable."""
+        """Latents without truncation. Traceable.
+
+        z `[batch, z_dim]` and, if `class_in` is "mapping", weights of the classes `[batch, c_dim]` -> latents
+        `[batch, layers, dim]`, float32.
+        """
 
     @abstractmethod
     def factors(self) -> list[Factor]:
         """Weights that multiply latents directly, in order; empty where the family has none."""
 
+    @property
+    def editable(self) -> tuple[int, ...]:
+        """The latent layers that directions may touch."""
+        return tuple(range(self.num_layers - bool(self.truncation_rows)))
+
     def mapping(
-        self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, cutoff: int | None = None
+        self, z: Tensor, c: Classes | None = None, psi: float = 1.0, cutoff: int | None = None
     ) -> Tensor:
         """Latents of z.
 
         Args:
-            z: `[batch, z_dim]`, float32, standard normal.
-            c: Class index `[batch]`, int64, or one-hot `[batch, c_dim]`; None if unconditional.
+            z: `[batch, z_dim]`, float32, as `sample` draws it.
+            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]`; None if
+                unconditional, or if only the synthesis reads the class.
             psi: Truncation, 1 = off, 0 = the mean image.
             cutoff: How many of the first layers to truncate; None = all.
 
@@ -135,43 +168,81 @@ class Generator(nn.Module, ABC):
             `[batch, layers, dim]`, float32.
 
         Raises:
-            ShapeError: z has another shape.
-            ContractError: A class for an unconditional generator, or none for a conditional one.
-            SelectionError: psi or cutoff out of range.
+            ShapeError: z or c has another shape.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
+            SelectionError: psi, cutoff or class out of range.
         """
         check_shape(z, "batch z_dim", "z", z_dim=self.z_dim)
-        self._check_class(c)
-        psi_of_layers = psi_per_layer(psi, cutoff, self.num_layers).to(z.device)
-        return truncate(self.map_z(z, c), self.latent_mean, psi_of_layers)
+        weights = self.class_weights(c, len(z), "mapping")
+        psi_of_layers = psi_per_layer(psi, cutoff, self.num_layers, self.truncation_rows).to(z.device)
+        return truncate(self.map_z(z, weights), self.latent_mean, psi_of_layers)
 
-    def synthesis(self, latents: Tensor, c: Tensor | None = None) -> Tensor:
+    def synthesis(self, latents: Tensor, c: Classes | None = None) -> Tensor:
         """Images of latents.
 
         Args:
             latents: `[batch, layers, dim]`, float32.
-            c: Class index `[batch]`, int64, or one-hot `[batch, c_dim]`; None if unconditional.
+            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]`; None if
+                unconditional, or if only the mapping reads the class.
 
         Returns:
-            `[batch, channels, height, width]`, float32 in [-1, 1].
+            `[batch, channels, height, width]`, float32, meant for [-1, 1]; families whose last layer is
+            linear may leave that range, and nothing is clipped here.
 
         Raises:
-            ShapeError: The latents have another shape.
-            ContractError: A class for an unconditional generator, or none for a conditional one.
+            ShapeError: The latents or c have another shape.
+            ContractError: A class for an unconditional generator, or none for one that needs it here.
+            SelectionError: A class out of range.
         """
         check_shape(latents, "batch layers dim", "latents", layers=self.num_layers, dim=self.dim)
-        self._check_class(c)
-        return self.run_stages(latents, c)
+        return self.run_stages(latents, self.class_weights(c, len(latents), "synthesis"))
 
     def run_stages(self, latents: Tensor, c: Tensor | None = None) -> Tensor:
         """`synthesis` without its checks, for tracing.
 
-        Latents `[batch, layers, dim]` -> images `[batch, channels, height, width]`.
+        Latents `[batch, layers, dim]` and weights of the classes `[batch, c_dim]`, if it reads them -> images
+        `[batch, channels, height, width]`.
         """
-        state = c
+        state: State = c
         for stage in self.stages:
             state = stage(state, latents)
-        assert state is not None
+        assert isinstance(state, Tensor)
         return state
+
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """z of seeds, as this generator was trained on: `[batch, z_dim]`, float32."""
+        return sample_z(seeds, self.z_dim, self.z_bound)
+
+    def sample_classes(self, seeds: Sequence[int]) -> Tensor | None:
+        """A class for each seed, to measure with: `[batch]`, int64; None if unconditional."""
+        return sample_classes(seeds, self.c_dim) if self.c_dim else None
+
+    def class_weights(self, c: Classes | None, count: int, half: str) -> Tensor | None:
+        """What `map_z` or `run_stages` take for classes.
+
+        Args:
+            c: As in `mapping` and `synthesis`.
+            count: Size of the batch.
+            half: "mapping" or "synthesis".
+
+        Returns:
+            `[batch, c_dim]`, float32; None where this half reads no class.
+
+        Raises:
+            ContractError: A class for an unconditional generator, or none where it is needed.
+            SelectionError: A class out of range.
+            ShapeError: Another shape.
+        """
+        if c is None:
+            if half == self.class_in:
+                raise ContractError(
+                    f"{self.provenance.name} needs a class from 0 to {self.c_dim - 1}. Pass c."
+                )
+            return None
+        if not self.c_dim:
+            raise ContractError(f"{self.provenance.name} takes no class. Leave c out.")
+        weights = class_weights(c, count, self.c_dim).to(self.latent_mean.device)
+        return weights if half == self.class_in else None
 
     @property
     def weights_sha256(self) -> str:
@@ -192,19 +263,15 @@ class Generator(nn.Module, ABC):
             "source": self.provenance.source,
             "space": self.space,
             "z_dim": self.z_dim,
+            "z_bound": self.z_bound,
             "c_dim": self.c_dim,
+            "class_in": self.class_in,
             "num_layers": self.num_layers,
             "dim": self.dim,
+            "truncation_rows": self.truncation_rows,
             "img_resolution": self.img_resolution,
             "img_channels": self.img_channels,
         }
-
-    def _check_class(self, c: Tensor | None) -> None:
-        if (c is None) != (self.c_dim == 0):
-            wanted = "takes no class" if self.c_dim == 0 else f"needs a class from 0 to {self.c_dim - 1}"
-            raise ContractError(
-                f"{self.provenance.name} {wanted}. {'Leave c out.' if self.c_dim == 0 else 'Pass c.'}"
-            )
 
 
 class ZGenerator(Generator):
@@ -228,7 +295,7 @@ class LatentStage(nn.Module):
         self.body = body
         self.layer = layer
 
-    def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
+    def forward(self, state: State, latents: Tensor) -> Tensor:
         """Latents `[batch, layers, dim]` -> features `[batch, channels, height, width]`; no state yet."""
         features: Tensor = self.body(latents[:, self.layer, :, None, None])
         return features
@@ -247,117 +314,30 @@ class FeatureStage(nn.Module):
         return features
 
 
-class _ModuleStage(nn.Module):
-    def __init__(self, module: nn.Module, z_axes: int) -> None:
-        super().__init__()
-        self.module = module
-        self.z_axes = z_axes
-
-    def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
-        z = latents[:, 0]
-        images: Tensor = self.module(z[:, :, None, None] if self.z_axes == 4 else z)
-        return images
-
-
-class ModuleGenerator(ZGenerator):
-    """Any torch module from z to images, as a generator.
-
-    Args:
-        module: Takes z `[batch, z_dim]` (or `[batch, z_dim, 1, 1]`), returns images
-            `[batch, channels, height, width]` in [-1, 1]. Put into evaluation mode here.
-        z_dim: Size of z; None takes `module.z_dim`.
-        name: What to call it.
-
-    Raises:
-        ContractError: No z_dim, or the module does not turn z into square images.
-    """
-
-    def __init__(self, module: nn.Module, z_dim: int | None = None, name: str = "custom") -> None:
-        size = z_dim if z_dim is not None else getattr(module, "z_dim", None)
-        if not isinstance(size, int):
-            raise ContractError(
-                f"{name} does not say how long its z is. "
-                "Give it a z_dim attribute, or use ModuleGenerator(module, z_dim=...)."
-            )
-        module.eval().requires_grad_(False)
-        images, z_axes = _probe(module, size, name)
-        super().__init__(
-            family="custom", space="z", z_dim=size, num_layers=1, dim=size, img_resolution=images.shape[2],
-            img_channels=images.shape[1], stages=[_ModuleStage(module, z_axes)], reads=[(0,)], config={},
-        )  # fmt: skip
-        self.provenance = Provenance(name=name, source="code of the user")
-        self.eval()
-
-    def factors(self) -> list[Factor]:
-        """The first linear or transposed convolution layer that is given z itself, if there is one."""
-        latents = torch.zeros(2, 1, self.dim)
-        found: list[Factor] = []
-        hooks = []
-        for name, layer in self.named_modules():
-            if isinstance(layer, nn.Linear | nn.ConvTranspose2d):
-                hooks.append(layer.register_forward_pre_hook(partial(_keep_if_given, latents, found, name)))
-        with torch.no_grad():
-            self.run_stages(latents)
-        for hook in hooks:
-            hook.remove()
-        return found[:1]
-
-
-def _keep_if_given(
-    latents: Tensor, found: list[Factor], name: str, layer: nn.Module, inputs: tuple[Tensor, ...]
-) -> None:
-    """A hook: note a layer whose input is the latents, in whatever shape, and nothing computed from them."""
-    if inputs[0].untyped_storage().data_ptr() != latents.untyped_storage().data_ptr():
-        return
-    if isinstance(layer, nn.Linear):
-        found.append(Factor(name, 0, layer.weight.detach()))
-    elif isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1:
-        found.append(Factor(name, 0, layer.weight.detach().flatten(1).T))
-
-
-def _probe(module: nn.Module, z_dim: int, name: str) -> tuple[Tensor, int]:
-    """Images of two z, and whether the module wants z with two or four axes."""
-    reason = ""
-    for z_axes, shape in ((2, (2, z_dim)), (4, (2, z_dim, 1, 1))):
-        try:
-            with torch.inference_mode():
-                images = module(sample_z(range(2), z_dim).reshape(shape))
-        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            continue
-        if isinstance(images, Tensor) and images.ndim == 4:
-            batch, channels, height, width = images.shape
-            if batch == 2 and channels in (1, 3) and height == width:
-                if images.min() >= 0:
-                    raise ContractError(
-                        f"{name} returns values from {images.min():.2g} to {images.max():.2g}. "
-                        "Expected images in [-1, 1]: return 2 * images - 1."
-                    )
-                return images, z_axes
-        reason = f"it returned {list(images.shape) if isinstance(images, Tensor) else type(images).__name__}"
-    raise ContractError(
-        f"{name} does not turn z [batch, {z_dim}] into square images [batch, 1 or 3, size, size]: {reason}."
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family of generators.
 
     Attributes:
         summary: One line for `fastdirs list generators`.
-        build: Settings -> generator with that architecture; its weights are loaded afterwards.
+        build: Settings -> generator with that architecture, random weights, evaluation mode, frozen; its
+            weights are loaded afterwards.
         infer: Checkpoint and options -> generator with weights; None for a family that needs no file. Raises
             CheckpointError where the tensors are not of this family or leave a doubt.
+        recognises: Whether a checkpoint is of this family, by names of tensors that even a damaged one has.
+            None: tried on whatever no other family recognises.
         options: Options that settle a doubt, with a line of help each.
+        adjustable: Options that also apply to a file that fastdirs wrote: they replace what its config says.
         formats: Checkpoint formats that this family is looked for in.
     """
 
     summary: str
     build: Callable[[Json], Generator]
     infer: Callable[[Checkpoint, Mapping[str, str]], Generator] | None
+    recognises: Callable[[Checkpoint], bool] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
-    formats: tuple[str, ...] = ("safetensors_file", "torch_file")
+    adjustable: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("safetensors_file", "torch_file", "pickle_file", "folder")
 
 
 GENERATORS: Registry[Family] = Registry("fastdirs.generators", "GENERATOR", "generator family")

@@ -373,6 +373,7 @@ GENERATOR = Family(
     summary="a generator that exists only as an ONNX file, from z to images",
     build=_build,
     infer=_infer,
+    recognises=lambda checkpoint: checkpoint.format == "onnx_file",
     options={"output_range": "what the file's values mean: -1:1 (default), 0:1 or 0:255"},
     formats=("onnx_file",),
 )

@@ -14,8 +14,13 @@ LOWERINGS: Registry[Lowering] = Registry("fastdirs.lowering", "LOWERING", "lower
 # Which form pays depends on the runtime: an export measures the last two, since "plain" never beats "folded".
 FORMS: dict[str, tuple[str, ...]] = {
     "plain": (),
-    "folded": ("fold_batch_norm", "first_layer_as_product"),
-    "subpixel": ("fold_batch_norm", "first_layer_as_product", "transposed_as_subpixel"),
+    "folded": ("fold_spectral_norm", "fold_batch_norm", "first_layer_as_product"),
+    "subpixel": (
+        "fold_spectral_norm",
+        "fold_batch_norm",
+        "first_layer_as_product",
+        "transposed_as_subpixel",
+    ),
 }
 
 

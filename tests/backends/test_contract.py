@@ -65,7 +65,7 @@ def test_parity_with_torch(
     # What is compared is no flat picture, nor the same one for all latents.
     assert np.ptp(reference, axis=0).mean() > 0.1
     session = _open(backend, precision, generator, graph, streaming)
-    parity = measure(session, latents, reference, (1, 2, MAX_BATCH))
+    parity = measure(session, [latents], reference, (1, 2, MAX_BATCH))
     session.close()
     assert parity.within(DEFAULT_ACCEPT[precision]), parity
 

@@ -18,10 +18,13 @@ ROW = {
     "failure", "extra",
 }  # fmt: skip
 SETTINGS = {
-    "traverse-raw": {"rounds", "gflop_per_image", "matrix_tflops", "best", "ratios"},
-    "traverse-files": {"rounds", "images", "backend", "share_of_raw"},
-    "traverse-memory": {"images", "resident_mib", "growth_mib"},
-}
+    "traverse-raw": {
+        "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "best", "ratios",
+    },
+    "traverse-files": {"generator", "batch", "rounds", "images", "backend", "share_of_raw"},
+    "traverse-memory": {"generator", "batch", "images", "resident_mib", "growth_mib"},
+    "families": {"rounds", "networks", "matrix_tflops"},
+}  # fmt: skip
 
 every_result = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -59,8 +62,9 @@ def test_it_says_where_and_of_what_it_holds(path: Path) -> None:
 def test_settings(path: Path) -> None:
     content = read(path)
     settings = content["settings"]
-    assert {"generator", "batch"} | SETTINGS[content["suite"]] == set(settings)
-    assert settings["batch"] >= 1
+    assert SETTINGS[content["suite"]] == set(settings)
+    for each in settings.get("networks", {"": settings}).values():
+        assert each["batch"] >= 1
     if content["suite"] == "traverse-raw":
         assert f"{settings['best']}" in {f"{row['name']}, {row['precision']}" for row in content["rows"]}
         assert all(ratio > 0 for ratio in settings["ratios"].values())
@@ -81,3 +85,4 @@ def test_rows(path: Path) -> None:
         assert 0 < row["low"] <= row["images_per_second"] <= row["high"] < math.inf
         assert 0 <= row["error_mean"] <= row["error_max"] <= 255
         assert row["matrix_share"] is None or 0 < row["matrix_share"] < 1.5
+        assert all(value > 0 for value in row["extra"].values())

@@ -1,6 +1,13 @@
+import fcntl
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +73,39 @@ def test_a_pulled_generator_is_marked(
     pulled = {row["name"]: row["pulled"] for row in run_json("list", "zoo")}
     assert pulled["celeba-faces-64"] == "yes"
     assert pulled["digiface-64"] == "no"
+
+
+def test_the_zoo_says_how_things_are_got(run_json: Callable[..., Any]) -> None:
+    rows = {row["name"]: row for row in run_json("list", "zoo")}
+    assert rows["digiface-64"]["how"] == "package, 13 MiB"
+    assert rows["digiface-64"]["address"] == ""
+    fetched = rows["ffhq-1024-stylegan2-ada"]
+    assert fetched["how"] == "download, 364 MiB"
+    assert fetched["resolution"] == 1024
+    assert fetched["address"].endswith("/ffhq.pkl")
+    assert rows["ffhq-1024-stylegan3-r"]["how"] == "bring: api.ngc.nvidia.com"
+
+
+@pytest.mark.parametrize("what", NAMES)
+@pytest.mark.parametrize("columns", [80, 120, 240])
+def test_every_name_stays_whole_in_a_window(what: str, columns: int) -> None:
+    """In a real terminal, in which tables fold what does not fit."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    command = [Path(sys.executable).with_name("fastdirs"), "list", what]
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdout=theirs, env={**environment, "TERM": "dumb"}) as process:
+        os.close(theirs)
+        text = b""
+        # Linux reports the other end's closing as an error.
+        with suppress(OSError):
+            while chunk := os.read(ours, 10_000):
+                text += chunk
+    os.close(ours)
+    assert process.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text.decode()).splitlines()
+    first = [line.split()[0] for line in lines if line[:1].strip()]
+    assert [name for name in first if name != "name"] == list(NAMES[what]())
 
 
 def test_what_is_not_known_is_a_wrong_use(run: Callable[..., Result]) -> None:

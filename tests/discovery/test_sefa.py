@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fastdirs.discovery import discover, parse_settings
 from fastdirs.discovery.sefa import Settings, find
 from fastdirs.errors import SelectionError, UnknownNameError
-from fastdirs.generators import Factor, Generator, ModuleGenerator
+from fastdirs.generators import Factor, Generator
 from fastdirs.loading import load_generator
+from fastdirs.module_generator import ModuleGenerator
 
 
 class Stack(Generator):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.errors import UnknownNameError
-from fastdirs.generators import Generator, ModuleGenerator
+from fastdirs.generators import Generator
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator
 from fastdirs.lowering import FORMS, LOWERINGS, lower
+from fastdirs.module_generator import ModuleGenerator
 
 # In [-1, 1]: a 400th of a grey level.
 TOLERANCE = 2e-5

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.errors import ContractError
-from fastdirs.generators import ModuleGenerator
 from fastdirs.latents import sample_z
+from fastdirs.module_generator import ModuleGenerator
 
 
 class Dense(nn.Module):

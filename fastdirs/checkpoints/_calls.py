@@ -1,0 +1,242 @@
+"""The few calls of genuine checkpoints that are understood: our own pure functions in their place.
+
+Every function takes what the file gives and returns a plain value, or raises `Misfit` where that makes no
+sense. Whatever is not listed here becomes a `Record`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastdirs.checkpoints._inert import Fields, Reading, Record, key_of
+from fastdirs.checkpoints._names import Named
+from fastdirs.checkpoints._source_text import acting_call
+from fastdirs.checkpoints._tensors import (
+    DTYPES,
+    STORAGES,
+    Array,
+    Misfit,
+    Storage,
+    StoredTensor,
+    array,
+    number,
+)
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+
+# Named without being called, or called only to be remembered, in genuine checkpoints of networks.
+INERT = frozenset({
+    "argparse.Namespace", "builtins.set", "builtins.frozenset", "builtins.slice", "builtins.range",
+    "builtins.complex", "builtins.object", "builtins.list", "builtins.tuple", "builtins.dict", "builtins.int",
+    "builtins.float", "builtins.bool", "builtins.str", "functools.partial", "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer", "torch.device", "torch.dtype",
+    "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter", "collections.defaultdict",
+    PERSISTENT,
+    *(f"torch.{name}" for name in [*STORAGES, *DTYPES]), "torch.storage.UntypedStorage",
+    "torch.storage.TypedStorage",
+})  # fmt: skip
+
+
+def call(reading: Reading, maker: object, args: object, kwargs: object = None) -> object:
+    """What stands for `maker(*args, **kwargs)`: the value, where that call is known, else a `Record`.
+
+    Args:
+        reading: The file; its budget pays for what is made.
+        maker: What is to be called.
+        args: A tuple; anything else from a broken file is remembered as it is.
+        kwargs: A dictionary or None.
+    """
+    if isinstance(maker, Named) and isinstance(args, tuple) and not kwargs:
+        function = _CALLS.get(maker.full)
+        if function is not None:
+            try:
+                return function(reading, maker, *args)
+            except Misfit as error:
+                return Record(maker, args, kwargs, str(error))
+            except TypeError:
+                # Only the number of arguments can be wrong: each function takes anything else.
+                return Record(maker, args, kwargs, "has other arguments than it takes")
+    return Record(maker, args, kwargs)
+
+
+def is_known(name: str) -> bool:
+    """Whether a global belongs to genuine checkpoints and is understood here."""
+    return name in _CALLS or name in INERT
+
+
+Call = Callable[..., Any]
+
+
+def _ordered_dict(reading: Reading, maker: Named, pairs: object = ()) -> Fields:
+    if not isinstance(pairs, list | tuple):
+        raise Misfit("is a dictionary made of something else")
+    reading.spend(len(pairs))
+    made = Fields()
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Misfit("is a dictionary made of something else")
+        made[key_of(pair[0])] = pair[1]
+    return made
+
+
+def _persistent(reading: Reading, maker: Named, meta: object) -> Record:
+    # The original runs `module_src`; here it is only looked at, and the state becomes that of a record.
+    if not isinstance(meta, dict):
+        raise Misfit("is a network without a description")
+    record = Record(maker, (meta,))
+    source = meta.get("module_src")
+    if isinstance(source, str):
+        found = acting_call(source, reading.sources)
+        if found:
+            # As if the pickle itself had named it.
+            module, _, name = found.rpartition(".")
+            record.items.append(reading.named(module, name, where="in the source text embedded in it"))
+    record.state = meta.get("state")
+    return record
+
+
+def _reconstructor(reading: Reading, maker: Named, cls: object, base: object, state: object) -> object:
+    # How protocols 0 and 1 make an object without calling its class.
+    kind = base.full if isinstance(base, Named) else ""
+    if kind == "builtins.object" and state is None:
+        return call(reading, cls, ())
+    if kind == "builtins.dict" and isinstance(state, dict):
+        made = call(reading, cls, ())
+        if isinstance(made, Fields):
+            reading.spend(len(state))
+            made.update(state)
+            return made
+    raise Misfit("is an object made from something else")
+
+
+def _encode(reading: Reading, maker: Named, text: object, encoding: object = "utf-8") -> bytes:
+    # How protocols 0 to 2 write bytes.
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise Misfit("is text in an encoding that pickles do not use")
+    reading.claim(len(text))
+    try:
+        return text.encode(str(encoding))
+    except UnicodeEncodeError as error:
+        raise Misfit("is text that cannot be encoded") from error
+
+
+def _bytes(reading: Reading, maker: Named, data: object = b"", *encoding: object) -> bytes | bytearray:
+    # Empty bytes in protocol 2; bytearray(bytes) everywhere.
+    if isinstance(data, str):
+        data = _encode(reading, maker, data, *encoding)
+    if not isinstance(data, bytes):
+        raise Misfit("is a string of bytes made from something else")
+    if maker.name != "bytearray":
+        return data
+    reading.claim(len(data))
+    return bytearray(data)
+
+
+def _nested(reading: Reading, maker: Named, data: object) -> object:
+    # A torch file of one storage inside a pickle.
+    if not isinstance(data, bytes) or reading.nested is None:
+        raise Misfit("is a storage made from something else, or inside another one")
+    inner = reading.nested(data)
+    if isinstance(inner, Storage):
+        return inner
+    # What the bytes name instead stays visible to whoever judges the file.
+    return Record(maker, (inner,), None, "is a storage whose bytes hold something else")
+
+
+def _tensor(reading: Reading, maker: Named, storage: object, *rest: object) -> StoredTensor:
+    if not isinstance(storage, Storage):
+        raise Misfit("is a tensor without a storage")
+    if len(rest) < 3 or len(rest) > 6:
+        raise Misfit("is a tensor that is not fully described")
+    return StoredTensor(storage, rest[0], rest[1], rest[2])
+
+
+def _tensor_v3(reading: Reading, maker: Named, storage: object, *rest: object) -> StoredTensor:
+    # Element types that have no storage of their own: (offset, shape, stride, requires_grad, hooks, dtype).
+    if not isinstance(storage, Storage) or len(rest) not in (6, 7):
+        raise Misfit("is a tensor without a storage")
+    dtype = DTYPES.get(rest[5].name) if isinstance(rest[5], Named) and rest[5].module == "torch" else None
+    if dtype is None:
+        raise Misfit("is a tensor of unknown elements")
+    return StoredTensor(storage, rest[0], rest[1], rest[2], dtype)
+
+
+def _parameter(reading: Reading, maker: Named, data: object, *rest: object) -> object:
+    # A parameter is its tensor; whether it wants gradients does not matter here.
+    if not isinstance(data, StoredTensor) or len(rest) > 3:
+        raise Misfit("is a parameter that is no tensor")
+    return data
+
+
+def _from_type(
+    reading: Reading, maker: Named, function: object, kind: object, args: object, state: object
+) -> object:
+    made = call(reading, function, args)
+    if isinstance(made, StoredTensor):
+        return made
+    raise Misfit("is a kind of tensor that is not known")
+
+
+def _size(reading: Reading, maker: Named, sizes: object = ()) -> object:
+    if isinstance(sizes, tuple):
+        return sizes
+    raise Misfit("is a shape that is no list of numbers")
+
+
+def _new_array(reading: Reading, maker: Named, *args: object) -> Array:
+    return Array(maker, args)
+
+
+def _from_buffer(
+    reading: Reading, maker: Named, data: object, kind: object, shape: object, order: object
+) -> Array:
+    # How protocol 5 makes an array.
+    made = Array(maker, (data, kind, shape, order))
+    made.tensor = array(data, kind, shape, order == "F")
+    return made
+
+
+def _dill_array(
+    reading: Reading, maker: Named, function: object, args: object, state: object, extra: object = None
+) -> Array:
+    made = call(reading, function, args)
+    if not isinstance(made, Array) or extra:
+        raise Misfit("is an array made from something else")
+    made.build(state)
+    return made
+
+
+def _scalar(reading: Reading, maker: Named, kind: object, data: object) -> object:
+    return number(kind, data)
+
+
+_CALLS: dict[str, Call] = {
+    "collections.OrderedDict": _ordered_dict,
+    "dnnlib.util.EasyDict": _ordered_dict,
+    "builtins.dict": _ordered_dict,
+    "copyreg._reconstructor": _reconstructor,
+    "_codecs.encode": _encode,
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": _bytes,
+    "torch.storage._load_from_bytes": _nested,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch.Size": _size,
+    "numpy.core.multiarray._reconstruct": _new_array,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy.core.multiarray.scalar": _scalar,
+    "dill._dill._create_array": _dill_array,
+    PERSISTENT: _persistent,
+}
+
+
+def storage_type(value: object) -> torch.dtype | None:
+    """The element type that a named storage class stands for; None if it is none."""
+    if isinstance(value, Named) and value.module in ("torch", "torch.cuda", "torch.storage"):
+        return STORAGES.get(value.name)
+    return None

@@ -1,0 +1,214 @@
+"""Networks inside an inert file: where they are, what tensors they hold, what they say of themselves."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastdirs.checkpoints._calls import PERSISTENT
+from fastdirs.checkpoints._inert import Reading, Record
+from fastdirs.checkpoints._names import Named
+from fastdirs.checkpoints._tensors import Array, StoredTensor
+from fastdirs.errors import CheckpointError
+from fastdirs.manifest import Json
+
+_MAX_DEPTH = 32
+_MAX_NAME = 512
+_MAX_PARTS = 1000
+_MAX_PLAIN = 5000
+
+# What training keeps beside the generator; nothing in it is looked at.
+_ASIDE = re.compile(r"(?i)(net_?)?d(iscriminator)?(_?ema|_?smooth)?(_state(_dict)?)?|.*optim.*|.*sched.*")
+
+# Attributes of every torch module, and of NVIDIA's persistent ones; the rest says how it was built.
+_TENSORS, _BUFFERS, _MODULES = "_parameters", "_buffers", "_modules"
+
+
+def is_aside(path: str) -> bool:
+    """Whether a dotted path leads to a discriminator, an optimiser or their like."""
+    return any(_ASIDE.fullmatch(name) for name in path.split("."))
+
+
+def is_module(value: object) -> bool:
+    """Whether a record is a pickled torch module."""
+    return isinstance(value, Record) and isinstance(value.fields.get(_MODULES), dict)
+
+
+def tensor_of(value: object) -> StoredTensor | None:
+    """A tensor or array of numbers as a stored tensor; None if the value is neither."""
+    if isinstance(value, StoredTensor):
+        return value
+    return value.tensor if isinstance(value, Array) else None
+
+
+def networks(root: object, reading: Reading) -> dict[str, object]:
+    """Every module and every dictionary of tensors in a file, by dotted path, the outer before the inner.
+
+    Discriminators and optimisers are named too where they are one, but not entered.
+    """
+    found: dict[str, object] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, object]] = [("", root)]
+    while todo:
+        path, value = todo.pop()
+        reading.spend()
+        if id(value) in seen or len(found) >= _MAX_PARTS or len(path) > _MAX_NAME:
+            continue
+        seen.add(id(value))
+        if is_module(value):
+            found[path] = value
+        elif isinstance(value, dict):
+            reading.spend(len(value))
+            entries = [(key, inner) for key, inner in value.items() if isinstance(key, str)]
+            if any(tensor_of(inner) is not None for _, inner in entries):
+                found[path] = value
+            if not is_aside(path):
+                inner = [(f"{path}.{key}".lstrip("."), inner) for key, inner in entries]
+                todo.extend(reversed([pair for pair in inner if isinstance(pair[1], dict | Record)]))
+    return found
+
+
+def aside(root: object) -> list[object]:
+    """The values that `networks` does not enter: discriminators and optimisers, at the top or one below."""
+    found: list[object] = []
+    tops = [root, *(root.values() if isinstance(root, dict) else ())]
+    for top in tops:
+        if isinstance(top, dict):
+            found += [value for key, value in top.items() if isinstance(key, str) and _ASIDE.fullmatch(key)]
+    return found
+
+
+def tensors(network: object, reading: Reading) -> dict[str, StoredTensor]:
+    """The state dict of a network, in torch's order: parameters, buffers, then the modules inside.
+
+    Raises:
+        CheckpointError: Deeper or larger than any network.
+    """
+    if isinstance(network, dict):
+        reading.spend(len(network))
+        pairs = ((key, tensor_of(value)) for key, value in network.items() if isinstance(key, str))
+        return {key: tensor for key, tensor in pairs if tensor is not None}
+    return dict(_of_module(network, reading))
+
+
+def _of_module(network: object, reading: Reading) -> Iterator[tuple[str, StoredTensor]]:
+    todo: list[tuple[str, object, int]] = [("", network, 0)]
+    while todo:
+        prefix, module, depth = todo.pop()
+        reading.spend()
+        if depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
+            raise CheckpointError(
+                f"{reading.path} holds a network deeper than any. It is broken or made to do harm."
+            )
+        if not isinstance(module, Record):
+            continue
+        fields = module.fields
+        hidden = _members(fields.get("_non_persistent_buffers_set"), reading)
+        for group in (_TENSORS, _BUFFERS):
+            for name, value in _named(fields.get(group), reading):
+                tensor = tensor_of(value)
+                if tensor is not None and not (group == _BUFFERS and name in hidden):
+                    yield prefix + name, tensor
+        inner = [
+            (f"{prefix}{name}.", value, depth + 1) for name, value in _named(fields.get(_MODULES), reading)
+        ]
+        todo.extend(reversed(inner))
+
+
+def _named(group: object, reading: Reading) -> list[tuple[str, object]]:
+    if not isinstance(group, dict):
+        return []
+    reading.spend(len(group))
+    return [
+        (name, value) for name, value in group.items() if isinstance(name, str) and len(name) <= _MAX_NAME
+    ]
+
+
+def _members(value: object, reading: Reading) -> set[str]:
+    """The texts in a recorded set."""
+    if not isinstance(value, Record) or value.name not in ("builtins.set", "builtins.frozenset"):
+        return set()
+    given = value.args[0] if isinstance(value.args, tuple) and value.args else ()
+    listed = given if isinstance(given, list | tuple) else ()
+    reading.spend(len(listed) + len(value.items))
+    return {name for name in (*listed, *value.items) if isinstance(name, str)}
+
+
+def settings(network: object, root: object, found: Mapping[str, object]) -> Json:
+    """What a file says of a network's architecture: its constructor's arguments, or what lies beside it.
+
+    Args:
+        network: The one that was taken.
+        root: All of the file.
+        found: All networks in it.
+    """
+    if isinstance(network, Record):
+        return _of_record(network)
+    holding_networks = {path.partition(".")[0] for path in found}
+    beside = root.items() if isinstance(root, dict) else ()
+    content = {
+        key: value
+        for key, value in beside
+        if isinstance(key, str)
+        and key not in holding_networks
+        and tensor_of(value) is None
+        and not is_aside(key)
+    }
+    return plain(content)
+
+
+def _of_record(network: Record) -> Json:
+    if network.name != PERSISTENT:
+        return {"class_name": network.maker.dotted} if isinstance(network.maker, Named) else {}
+    meta = network.args[0]
+    content: dict[object, object] = {"class_name": meta.get("class_name")}
+    arguments = network.fields.get("_init_kwargs")
+    if isinstance(arguments, dict):
+        content.update(arguments)
+    given = network.fields.get("_init_args")
+    if given:
+        content["init_args"] = given
+    return plain(content)
+
+
+def plain(value: object) -> Json:
+    """What of a dictionary can be written as JSON, as for `settings`; empty for anything else."""
+    made = _Plain()(value)
+    return made if isinstance(made, dict) else {}
+
+
+_NOTHING = object()
+
+
+class _Plain:
+    """What of a value can be written as JSON; the rest is left out, and so is what is too much of it."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_PLAIN
+
+    def __call__(self, value: object, depth: int = 0) -> Any:
+        self.left -= 1
+        if self.left < 0 or depth > _MAX_DEPTH:
+            return _NOTHING
+        if isinstance(value, Record) and value.name == "argparse.Namespace":
+            value = value.fields
+        if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 64):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else _NOTHING
+        if isinstance(value, str):
+            return value if len(value) <= _MAX_PLAIN and _is_text(value) else _NOTHING
+        if isinstance(value, Named):
+            return value.dotted
+        if isinstance(value, dict):
+            pairs = ((key, self(inner, depth + 1)) for key, inner in value.items() if isinstance(key, str))
+            return {key: inner for key, inner in pairs if inner is not _NOTHING}
+        if isinstance(value, list | tuple) and len(value) <= self.left:
+            inner = [self(item, depth + 1) for item in value]
+            return inner if _NOTHING not in inner else _NOTHING
+        return _NOTHING
+
+
+def _is_text(value: str) -> bool:
+    """Whether there are no half characters in it, as JSON may spell them."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)

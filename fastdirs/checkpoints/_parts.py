@@ -1,0 +1,110 @@
+"""Which of the networks in a file is taken, and its tensors."""
+
+from collections.abc import Mapping, Sequence
+
+from fastdirs.checkpoints import Contents, Survey
+from fastdirs.checkpoints._inert import Reading
+from fastdirs.checkpoints._networks import is_aside, networks, settings, tensors
+from fastdirs.checkpoints._tensors import StoredTensor
+from fastdirs.checkpoints._verdict import foreign, refuse_hostile, refuse_unknown
+from fastdirs.errors import CheckpointError
+from fastdirs.registry import unknown_name
+
+# What training scripts call the generator that is meant to be used, best first, then the one in training.
+PREFERRED = (
+    "G_ema", "g_ema", "netG_ema", "generator_smooth", "generator_ema", "netG_state_dict", "netG", "G", "g",
+    "generator", "state_dict", "model_state_dict", "model",
+)  # fmt: skip
+
+
+def take(root: object, reading: Reading, key: str | None, preferred: Sequence[str] = PREFERRED) -> Contents:
+    """The network that a user wants from a file.
+
+    Args:
+        root: The file's content, inert.
+        reading: The file, still open.
+        key: Dotted path of the network; None takes the generator if it is clear which one that is.
+        preferred: Names of generators, best first.
+
+    Raises:
+        CheckpointError: Hostile, no network at all, or it is not clear which.
+        UnknownNameError: No network of that name.
+    """
+    found = _found(root, reading)
+    part = choose(found, reading, key, preferred)
+    network = found[part]
+    refuse_unknown(network, part, reading)
+    stored = tensors(network, reading)
+    mean = _mean_latent(root, part)
+    if mean is not None and "latent_avg" not in stored:
+        stored["latent_avg"] = mean
+    return Contents(
+        tensors={name: tensor.read(reading) for name, tensor in stored.items()},
+        settings=settings(network, root, found),
+        part=part,
+        parts=tuple(found),
+        foreign=foreign(reading),
+    )
+
+
+def survey(root: object, reading: Reading) -> Survey:
+    """Every network in a file, none of their tensors read.
+
+    Raises:
+        CheckpointError: Hostile, or no network at all.
+    """
+    found = _found(root, reading)
+    part: str | None
+    try:
+        part = choose(found, reading, None, PREFERRED)
+    except CheckpointError:
+        part = None
+    return Survey(
+        parts={name: tensors(network, reading) for name, network in found.items()},
+        part=part,
+        settings={} if part is None else settings(found[part], root, found),
+        foreign=foreign(reading),
+    )
+
+
+def _found(root: object, reading: Reading) -> dict[str, object]:
+    """All networks in a file that is not hostile; at least one."""
+    found = networks(root, reading)
+    refuse_hostile(root, reading)
+    if not found:
+        kind = "dict" if isinstance(root, dict) else type(root).__name__.lower()
+        raise CheckpointError(
+            f"{reading.path} holds no tensors by name (it is a {kind}), "
+            "so it is not a generator's state dict."
+        )
+    return found
+
+
+def choose(found: Mapping[str, object], reading: Reading, key: str | None, preferred: Sequence[str]) -> str:
+    """The dotted path of the network to take.
+
+    Raises:
+        CheckpointError: It is not clear which.
+        UnknownNameError: No network of that name.
+    """
+    if key is not None:
+        if key not in found:
+            raise unknown_name(f"state dict in {reading.path.name}", key, found)
+        return key
+    candidates = [path for path in found if not is_aside(path)] or list(found)
+    for name in preferred:
+        named = [path for path in candidates if path.rpartition(".")[2] == name]
+        if named:
+            return min(named, key=lambda path: path.count("."))
+    if len(candidates) == 1:
+        return candidates[0]
+    raise CheckpointError(
+        f"{reading.path} holds several state dicts: {', '.join(repr(path) for path in candidates[:20])}. "
+        "Name the generator's with key=NAME."
+    )
+
+
+def _mean_latent(root: object, part: str) -> StoredTensor | None:
+    """The mean w that rosinality's converted files keep beside the averaged generator."""
+    beside = root.get("latent_avg") if isinstance(root, dict) and part == "g_ema" else None
+    return beside if isinstance(beside, StoredTensor) else None

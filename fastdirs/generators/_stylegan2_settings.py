@@ -1,0 +1,240 @@
+"""What the names, shapes and settings in a file say of a StyleGAN2's architecture, and what they leave open."""
+
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdirs.checkpoints import Checkpoint
+from fastdirs.errors import CheckpointError
+from fastdirs.generators._layout import Source, chosen, number, shape_of
+from fastdirs.generators._stylegan2_layouts import GENFORCE, NVIDIA, TENSORFLOW, Layout, Outline
+from fastdirs.manifest import Json
+
+UNSAID = object()
+_POSITIONAL = (
+    "z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"
+)  # fmt: skip
+_MAX_CLAMP = 1e6
+
+
+def refuse_variants(layout: Layout, checkpoint: Checkpoint, outline: Outline) -> None:
+    """Raise where a file's names or settings ask for what fastdirs does not compute.
+
+    Args:
+        layout: The layout of its names.
+        checkpoint: The file.
+        outline: What its names say.
+
+    Raises:
+        CheckpointError: A setting has a value, or a tensor a meaning, that is not supported.
+    """
+    path = checkpoint.path
+    for name in checkpoint.tensors:
+        for pattern, what in layout.refused.items():
+            if re.fullmatch(pattern, name):
+                raise CheckpointError(
+                    f"{path} holds {name!r}: a StyleGAN2 with {what}, which fastdirs does not support."
+                )
+    for name, value in _said(layout, checkpoint):
+        wanted = layout.required.get(name, UNSAID)
+        if wanted is UNSAID and name not in layout.harmless:
+            raise CheckpointError(
+                f"{path} was made with {name}={value!r}, a variant of StyleGAN2 that fastdirs does not know."
+            )
+        if name == "architecture":
+            wanted = outline.architecture
+        if wanted is not UNSAID and value != wanted:
+            raise CheckpointError(
+                f"{path} was made with {name}={value!r}, which fastdirs does not support. Expected {wanted!r}"
+                + (", as its tensors say." if name == "architecture" else ".")
+            )
+
+
+def settings_of(
+    layout: Layout,
+    checkpoint: Checkpoint,
+    outline: Outline,
+    sources: Mapping[str, Source],
+    options: Mapping[str, str],
+    assumed: list[str],
+) -> Json:
+    """The settings of `StyleGan2` that a file asks for.
+
+    Args:
+        layout: The layout of its names.
+        checkpoint: The file.
+        outline: What its names say.
+        sources: Where each tensor of the generator stands in it.
+        options: What the user settled.
+        assumed: Where to note what the file cannot know.
+
+    Raises:
+        CheckpointError: A tensor that the architecture is read from is missing, or an option is wrong.
+    """
+    shapes = _shapes(checkpoint, sources)
+
+    def vote(*places: tuple[str, int]) -> int:
+        """The size that most tensors agree on, so that a single damaged one is found out afterwards."""
+        sizes = [
+            shapes[t][axis] for t, axis in places if t in shapes and -len(shapes[t]) <= axis < len(shapes[t])
+        ]
+        if not sizes:
+            source = sources[places[0][0]]
+            shape_of(checkpoint, source if isinstance(source, str) else source[0], 1)
+        return statistics.mode(sizes)
+
+    def channels(block: int) -> int:
+        refining, doubling = f"stages.{2 * block}.convolution", f"stages.{2 * block - 1}.convolution"
+        return vote(
+            (f"{refining}.bias", 0), (f"{refining}.affine.bias", 0), (f"{refining}.weight", 0),
+            (f"{doubling}.bias", 0), (f"{doubling}.weight", 1), (f"stages.{2 * block + 1}.rgb.affine.bias", 0),
+        )  # fmt: skip
+
+    def width(index: int) -> int:
+        layer = f"mapping_network.layers.{index}"
+        return vote(
+            (f"{layer}.bias", 0), (f"{layer}.weight", 0), (f"mapping_network.layers.{index + 1}.weight", 1)
+        )
+
+    if not outline.mapping:
+        shape_of(checkpoint, f"{layout.mapping.format(layout.first_mapping)}weight", 2)
+    layers = range(2 * outline.blocks - 1)
+    embed_dim = (
+        vote(("mapping_network.embed.bias", 0), ("mapping_network.embed.weight", 0)) if outline.classes else 0
+    )
+    last = f"stages.{2 * outline.blocks - 1}.rgb"
+    taps = [(f"stages.{layer}.convolution.blur.taps", 0) for layer in layers if layer % 2]
+    size = vote(*taps) if layout.blur and taps else 4
+    found = {
+        **layout.facts,
+        "z_dim": vote(("mapping_network.layers.0.weight", 1)) - embed_dim,
+        "w_dim": vote(*((f"stages.{layer}.convolution.affine.weight", 1) for layer in layers)),
+        "channels": [channels(block) for block in range(outline.blocks)],
+        "mapping_widths": [width(index) for index in range(outline.mapping)],
+        "c_dim": vote(("mapping_network.embed.weight", 1)) if outline.classes else 0,
+        "embed_dim": embed_dim,
+        "img_channels": vote((f"{last}.bias", 0), (f"{last}.weight", 0)),
+        "architecture": outline.architecture,
+        "conv_clamp": _conv_clamp(layout, checkpoint, options, assumed),
+        "resample_kernel": _kernel(layout, checkpoint)
+        or ([1.0, 3.0, 3.0, 1.0] if size == 4 else [1.0] * size),
+        "use_noise": outline.use_noise,
+        "output": chosen(
+            options, "output", "linear", ("linear", "tanh"), assumed if layout is GENFORCE else None
+        ),
+        "latent_mean": "stored" if outline.mean else "of 4096 samples",
+    }
+    if not outline.mean:
+        assumed.append("latent_mean=of 4096 samples")
+    if layout is TENSORFLOW:
+        assumed.append("tensorflow=not checked against an original file")
+    _check_sizes(checkpoint, found)
+    return found
+
+
+def _shapes(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a file's tensors as they would stand in the generator, for those that can be laid out."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for target, source in sources.items():
+        name, lay_out = (source, None) if isinstance(source, str) else source
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            continue
+        empty = torch.empty(tensor.shape, device="meta")
+        try:
+            laid_out: Tensor = empty if lay_out is None else lay_out(empty)
+        except (RuntimeError, IndexError):
+            continue  # The other tensors decide; this one is refused when it is copied.
+        shapes[target] = tuple(laid_out.shape)
+    return shapes
+
+
+def _check_sizes(checkpoint: Checkpoint, found: Json) -> None:
+    """Raises CheckpointError where shapes do not fit together, before memory is asked for."""
+    sizes = [found[name] for name in ("z_dim", "w_dim", "img_channels")]
+    if found["img_channels"] not in (1, 3):
+        raise CheckpointError(
+            f"{checkpoint.path} makes images of {found['img_channels']} channels. Expected 1 (grey) or 3 (RGB)."
+        )
+    layers = 2 * len(found["channels"])
+    widths = [found["z_dim"] + found["embed_dim"], *found["mapping_widths"]]
+    if min(sizes) < 1 or widths[-1] not in (found["w_dim"], layers * found["w_dim"]):
+        raise CheckpointError(
+            f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values, where z and w of "
+            f"{found['w_dim']} are expected. The file is damaged or of another variant."
+        )
+    products = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+    products += [9 * c * c for c in found["channels"]]
+    if sum(products) > 2 * sum(tensor.numel() for tensor in checkpoint.tensors.values()):
+        raise CheckpointError(
+            f"{checkpoint.path} has shapes that do not fit together: channels of {found['channels']}, mapping "
+            f"layers of {found['mapping_widths']}. The file is damaged."
+        )
+
+
+def _said(layout: Layout, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
+    """Names and values of a file's settings, those of its two networks included."""
+    settings = checkpoint.settings
+    if layout is TENSORFLOW:
+        return [(name, value) for name, value in settings.items() if name != "class_name"]
+    if layout is not NVIDIA or "class_name" not in settings:
+        return []
+    given = _named(settings)
+    nested = [given.pop(name, None) or {} for name in ("mapping_kwargs", "synthesis_kwargs")]
+    return [item for part in (given, *nested) for item in part.items()]
+
+
+def _named(settings: Json) -> Json:
+    """The arguments of a constructor, all by name."""
+    given = {name: value for name, value in settings.items() if name not in ("class_name", "init_args")}
+    return {**dict(zip(_POSITIONAL, settings.get("init_args") or [], strict=False)), **given}
+
+
+def _conv_clamp(
+    layout: Layout, checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[str]
+) -> float | None:
+    """Where activations are clipped, as the file says; by the option where it does not."""
+    path, settings = checkpoint.path, dict(_said(layout, checkpoint))
+    usual: float | None = None
+    known = settings.get("conv_clamp", UNSAID)
+    if layout is NVIDIA and known is UNSAID:
+        usual = 256.0
+        if "synthesis_kwargs" in _named(checkpoint.settings):
+            known = None  # stylegan2-ada-pytorch: its networks clip nothing unless told.
+        elif "channel_base" in settings:
+            known = usual  # The StyleGAN2 of the stylegan3 repository.
+    if layout is TENSORFLOW and known is UNSAID and settings:
+        known = None
+    if known is not UNSAID:
+        if known is not None and (
+            isinstance(known, bool) or not isinstance(known, int | float) or not known > 0
+        ):
+            raise CheckpointError(
+                f"{path} was made with conv_clamp={known!r}. Expected a number above 0, or none."
+            )
+        if "conv_clamp" in options:
+            raise CheckpointError(f"{path} says itself that conv_clamp is {known}. Leave the option out.")
+        return None if known is None else float(known)
+    if options.get("conv_clamp") == "none":
+        return None
+    if usual is None and "conv_clamp" not in options:
+        return None
+    return number(options, "conv_clamp", usual or 256.0, 1e-6, _MAX_CLAMP, assumed)
+
+
+def _kernel(layout: Layout, checkpoint: Checkpoint) -> list[float] | None:
+    """The resampling filter that a TensorFlow file names; others store its taps."""
+    kernel = checkpoint.settings.get("resample_kernel") if layout is TENSORFLOW else None
+    if kernel is None:
+        return None
+    fine = isinstance(kernel, list) and 0 < len(kernel) <= 16
+    if not fine or any(isinstance(value, bool) or not isinstance(value, int | float) for value in kernel):
+        raise CheckpointError(
+            f"{checkpoint.path} was made with resample_kernel={kernel!r}. Expected a row of numbers such as "
+            "[1, 3, 3, 1]."
+        )
+    return [float(value) for value in kernel]

@@ -1,0 +1,85 @@
+"""Every generator that an original wrote gives the same once it is exported: mapping and synthesis graphs."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdirs.export import export_generator
+from fastdirs.generators import Generator
+from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
+from fastdirs.runtime import open_runtime
+from tests.originals.conftest import Engine, Original, options_of, require_equal
+
+GRAPH_BACKENDS = ["ort", "openvino_cpu"]
+every_backend = pytest.mark.parametrize("backend", GRAPH_BACKENDS)
+
+
+class Exported:
+    """A generator, its artefact, and that opened on each backend."""
+
+    def __init__(self, generator: Generator, folder: Path, batch: int) -> None:
+        recipe = Recipe(
+            generator=generator.provenance.name, graph=Graph(lowering="folded"),
+            batch=Batch(opt=batch, max=batch), accept={"f32": DEFAULT_ACCEPT["f32"]},
+        )  # fmt: skip
+        self.generator = generator
+        artifact = export_generator(generator, folder / "artifact", recipe)
+        self.runtimes = {
+            name: open_runtime(artifact, backend=name, precision="f32") for name in GRAPH_BACKENDS
+        }
+
+    def engine(self, backend: str, batch: int) -> Engine:
+        runtime = self.runtimes[backend]
+
+        def mapping(z: Tensor, c: Tensor | None, psi: float, cutoff: int | None) -> Tensor:
+            return torch.from_numpy(runtime.mapping(z.numpy(), c, psi, cutoff))
+
+        def synthesis(latents: Tensor, c: Tensor | None) -> Tensor:
+            return torch.from_numpy(runtime.synthesize(latents.numpy(), c))
+
+        return Engine(self.generator, mapping, synthesis, batch)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+    """An original's generator as it was exported, once for all tests."""
+
+    @cache
+    def export(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Exported:
+        folder = tmp_path_factory.mktemp(original.folder.name)
+        return Exported(original.load(**dict(options)), folder, original.batch)
+
+    return export
+
+
+@every_backend
+@pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
+def test_what_the_original_made(
+    original: Original, array: str, alone: bool, backend: str, exported: Callable[..., Exported]
+) -> None:
+    engine = exported(original, tuple(options_of(original, array).items())).engine(
+        backend, 1 if alone else original.batch
+    )
+    require_equal(engine, original, array)
+
+
+@every_backend
+def test_seeds_give_what_torch_gives_of_them(
+    original: Original, backend: str, exported: Callable[..., Exported]
+) -> None:
+    """Sampling, truncation at 0.7, classes: the whole way of a machine that has no checkpoint."""
+    made = exported(original)
+    generator, runtime, seeds = made.generator, made.runtimes[backend], range(original.batch)
+    c = generator.sample_classes([0])
+    c = None if c is None else int(c)
+    with torch.inference_mode():
+        latents = generator.mapping(generator.sample(seeds), c, psi=0.7)
+        images = generator.synthesis(latents, c)
+    found = runtime.latents_of(0.7, None, c)(seeds)
+    torch.testing.assert_close(found, latents, rtol=0, atol=original.tolerance("latents"))
+    images_found = torch.from_numpy(runtime.synthesize(found.numpy(), c))
+    torch.testing.assert_close(images_found, images, rtol=0, atol=original.tolerance("images"))

@@ -1,0 +1,77 @@
+"""Every generator that an original wrote gives in torch what the original gives: latents, images, edits."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from fastdirs.checkpoints import read_checkpoint
+from fastdirs.errors import CheckpointError
+from fastdirs.generators import Generator
+from fastdirs.loading import load_generator
+from tests.originals.conftest import INPUTS, Original, in_torch, made, options_of, require_equal
+
+
+@cache
+def loaded(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Generator:
+    return original.load(**dict(options))
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
+def test_what_the_original_made(original: Original, array: str, alone: bool) -> None:
+    generator = loaded(original, tuple(options_of(original, array).items()))
+    require_equal(in_torch(generator, 1 if alone else original.batch), original, array)
+
+
+def test_every_input_is_known(original: Original) -> None:
+    unknown = set(original.inputs) - INPUTS
+    assert not unknown, f"{original.folder.name} was made with {unknown}: let a rule use it"
+
+
+def test_the_mean_of_w_is_the_one_in_the_file(original: Original) -> None:
+    if "truncation_latent" not in original.inputs:
+        pytest.skip("the file's own mean is what the original truncated with")
+    generator = load_generator(original.source)
+    given = original.inputs["truncation_latent"].expand_as(generator.latent_mean)
+    in_file = not any(note.startswith("latent_mean") for note in generator.provenance.assumed)
+    assert in_file == ("latent_avg" in read_checkpoint(original.source).tensors)
+    # A mean of other samples differs, but it is the mean of the same distribution.
+    torch.testing.assert_close(generator.latent_mean, given, rtol=0, atol=1e-5 if in_file else 0.1)
+
+
+def test_the_file_alone_is_the_same_generator_or_says_what_it_lacks(original: Original) -> None:
+    if original.source == original.weights:
+        pytest.skip("there is nothing beside the file")
+    try:
+        alone = load_generator(original.weights)
+    except CheckpointError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "name the folder" in refusal.lower()
+        return
+    assert alone.weights_sha256 == loaded(original).weights_sha256
+    for array in (name for name in original.names if name.startswith("img")):
+        require_equal(in_torch(alone, original.batch), original, array)
+
+
+def test_its_sizes_are_what_the_original_says(original: Original) -> None:
+    generator, images = loaded(original), next(n for n in original.names if n.startswith("img"))
+    *_, channels, height, width = original.expected[images].shape
+    assert (generator.img_channels, generator.img_resolution) == (channels, height)
+    assert height == width
+    assert generator.z_dim == original.z().shape[1]
+    assert not generator.training
+
+
+def test_a_changed_weight_is_noticed(original: Original) -> None:
+    """A comparison that cannot fail compares nothing: 1% on one of the last weights must be too much."""
+    generator = original.load()
+    last = max(generator.stages[-1].parameters(), key=lambda parameter: parameter.numel())
+    array = next(name for name in original.names if name.startswith("img") and not options_of(original, name))
+    before = made(in_torch(generator, original.batch), original, array)
+    last.mul_(1.01)
+    assert not torch.equal(made(in_torch(generator, original.batch), original, array), before)
+    with pytest.raises(AssertionError):
+        require_equal(in_torch(generator, original.batch), original, array)
