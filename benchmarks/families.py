@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from fastdirs.recipe import Batch, Recipe
 ARTIFACT = "artifact"
 _REFERENCE = "reference.npz"
 Result = TypeVar("Result")
-Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
@@ -133,53 +132,57 @@ def main() -> None:
     chosen = arguments.network or list(known)
     if unknown := set(chosen) - set(known):
         parser.error(f"there is no network {min(unknown)}. Known are {', '.join(known)}")
-    rates = matrix_rates()
-    rows: list[Row] = []
-    facts: dict[str, Mapping[str, Any]] = {}
-    for name in chosen:
-        print(f"\n{name}", flush=True)
-        facts[name], found = measure(known[name], arguments.rounds, rates)
-        for key, value in facts[name].items():
-            print(f"  {key}: {value}")
-        print_rows(found)
-        rows += found
-    settings = {
-        "rounds": arguments.rounds, "networks": facts,
-        "matrix_tflops": {name: round(rate, 3) for name, rate in rates.items()},
-    }  # fmt: skip
+    settings, rows = families([known[name] for name in chosen], arguments.rounds)
     if not (arguments.quick or arguments.dry_run):
         print(f"\nkept in {write_result('families', settings, rows)}")
 
 
-def measure(network: Network, rounds: int, rates: Mapping[str, float]) -> tuple[Mapping[str, Any], list[Row]]:
-    """All that is measured of one network, each step in a process of its own.
+def families(
+    chosen: Sequence[Network], rounds: int, own_process: bool = True
+) -> tuple[dict[str, object], list[Row]]:
+    """Measure networks one after the other, and print what is found.
 
     Args:
-        network: What to build.
+        chosen: The networks.
         rounds: Timings of each candidate.
-        rates: Rate of a matrix product by precision, in TFLOP/s.
-
-    Returns:
-        Facts of the network, and a row for each candidate.
+        own_process: Whether each step has a process of its own, without which peaks of memory mean nothing.
     """
+    rates = matrix_rates()
+    rows: list[Row] = []
+    facts: dict[str, Mapping[str, Any]] = {}
+    for network in chosen:
+        print(f"\n{network.name}", flush=True)
+        facts[network.name], found = _measure(network, rounds, rates, _alone if own_process else _here)
+        for key, value in facts[network.name].items():
+            print(f"  {key}: {value}")
+        print_rows(found)
+        rows += found
+    matrix = {name: round(rate, 3) for name, rate in rates.items()}
+    return {"rounds": rounds, "networks": facts, "matrix_tflops": matrix}, rows
+
+
+def _measure(
+    network: Network, rounds: int, rates: Mapping[str, float], run: "_Runner"
+) -> tuple[Mapping[str, Any], list[Row]]:
+    """Facts of a network, and a row for each candidate."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastdirs-families-") as name:
         folder = Path(name)
         try:
-            facts = dict(_alone(_prepare, network, folder))
+            facts = dict(run(_prepare, network, folder))
         except (FastdirsError, RuntimeError, MemoryError) as error:
             return {"batch": network.batch}, [_failed(network, "all", "f32", error)]
         try:
-            facts.update(_alone(_export, network, folder))
+            facts.update(run(_export, network, folder))
         except (FastdirsError, RuntimeError, MemoryError) as error:
             facts["export"] = f"failed: {_first_line(error)}"
         found: dict[Candidate, tuple[Parity, float]] = {}
         for candidate in _candidates(network, rows):
             try:
-                found[candidate] = _alone(_once, network, folder, candidate)
+                found[candidate] = run(_once, network, folder, candidate)
             except (FastdirsError, RuntimeError, MemoryError) as error:
                 rows.append(_failed(network, candidate.title, candidate.precision, error))
-        speeds = _alone(_race, network, folder, list(found), rounds)
+        speeds = run(_race, network, folder, list(found), rounds)
     measured = [
         Row(
             name=f"{network.name}: {candidate.title}", precision=candidate.precision,
@@ -193,13 +196,21 @@ def measure(network: Network, rounds: int, rates: Mapping[str, float]) -> tuple[
     return facts, measured + rows
 
 
-def _alone(
-    work: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs
-) -> Result:
-    """Run work in a fresh process, so that its peak of memory is its own; its error is raised here."""
+class _Runner(Protocol):
+    """Calls a function with arguments, here or elsewhere."""
+
+    def __call__(self, work: Callable[..., Result], *arguments: object) -> Result: ...
+
+
+def _here(work: Callable[..., Result], *arguments: object) -> Result:
+    return work(*arguments)
+
+
+def _alone(work: Callable[..., Result], *arguments: object) -> Result:
+    """In a fresh process, so that its peak of memory is its own; its error is raised here."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *arguments, **named).result()
+        return pool.submit(work, *arguments).result()
 
 
 def _prepare(network: Network, folder: Path) -> Mapping[str, Any]:

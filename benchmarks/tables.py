@@ -14,7 +14,7 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 def render() -> str:
     """All results as Markdown."""
-    return "\n".join(_table(result) for result in load_results())
+    return "\n".join(table(result) for result in load_results())
 
 
 def updated(readme: str) -> str:
@@ -24,7 +24,8 @@ def updated(readme: str) -> str:
     return f"{before}{BEGIN}\n\n{render()}\n{END}{after}"
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
+    """One result as Markdown."""
     machine, settings = result["machine"], result["settings"]
     cores = f"{machine['cores']} cores of {machine['gpu'] or machine['processor']}"
     place = f"{cores}, bf16 unit: {machine['bf16_unit'] or 'none'}"
@@ -53,7 +54,7 @@ def _networks(result: dict[str, Any], place: str) -> str:
     lines = [
         f"**{result['suite']}** (full size, random weights; {place})",
         "",
-        "| | precision | images/s | quartiles | error: mean, max grey levels | share of matrix rate | peak MiB |",
+        "| | precision | images/s | quartiles | error: mean, max grey levels | of matrix rate | peak MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:

@@ -22,9 +22,8 @@ from fastdirs.backends import BACKENDS, Array, Session
 from fastdirs.errors import FastdirsError
 from fastdirs.export import export_generator
 from fastdirs.generators import Generator
-from fastdirs.graphs import SynthesisGraph
+from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.images import to_uint8
-from fastdirs.latents import sample_z
 from fastdirs.machine import bf16_unit, resident_mib
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
@@ -71,18 +70,19 @@ def main() -> None:
 
 def raw(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, object], list[Row]]:
     """Latents to float images, against everything that a user would do otherwise."""
-    latents = _latents(generator, batch)
+    inputs = synthesis_inputs(generator, range(batch))
     with torch.inference_mode():
-        reference: Array = generator.synthesis(torch.from_numpy(latents)).numpy()
+        tensors = [torch.from_numpy(each) for each in inputs]
+        reference: Array = SynthesisGraph(generator)(*tensors).numpy()
         counter = FlopCounterMode(display=False)
         with counter:
-            generator.synthesis(torch.from_numpy(latents[:1]))
+            SynthesisGraph(generator)(*(each[:1] for each in tensors))
     gflop = counter.get_total_flops() / 1e9
     failures: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         work = {
-            **_torch_work(generator, latents, failures),
-            **_compiled_work(generator, batch, latents, Path(folder), failures),
+            **_torch_work(generator, inputs, failures),
+            **_compiled_work(generator, batch, inputs, Path(folder), failures),
         }
         parity = {name: compare(make(), reference) for name, make in work.items()}
         speeds = race(work, batch, rounds)
@@ -122,32 +122,37 @@ def raw(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, object
     return settings, rows + failures
 
 
-def _torch_work(generator: Generator, latents: Array, failures: list[Row]) -> dict[tuple[str, str], Work]:
+def _torch_work(
+    generator: Generator, inputs: list[Array], failures: list[Row]
+) -> dict[tuple[str, str], Work]:
     import copy
 
-    z = torch.from_numpy(latents)
-    half = copy.deepcopy(generator).bfloat16()
-    last = copy.deepcopy(generator).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tensors = [torch.from_numpy(each) for each in inputs]
+    narrow = [each.bfloat16() for each in tensors]
+    synthesis = SynthesisGraph(generator)
+    half = copy.deepcopy(synthesis).bfloat16()
+    last = copy.deepcopy(synthesis).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def run(module: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> Array:
+    def run(module: Callable[..., torch.Tensor], given: list[torch.Tensor]) -> Array:
         with torch.inference_mode():
-            images: Array = module(inputs).float().numpy()
+            images: Array = module(*given).float().numpy()
             return images
 
     def one_by_one() -> Array:
-        return np.concatenate([run(generator.run_stages, z[i : i + 1]) for i in range(len(z))])
+        rows = range(len(tensors[0]))
+        return np.concatenate([run(synthesis, [each[i : i + 1] for each in tensors]) for i in rows])
 
     work: dict[tuple[str, str], Work] = {
         ("torch eager, one at a time", "f32"): one_by_one,
-        ("torch eager, batched", "f32"): partial(run, generator.run_stages, z),
-        ("torch eager, batched, channels last", "f32"): partial(run, last.run_stages, z),
-        ("torch eager, batched", "bf16"): partial(run, half.run_stages, z.bfloat16()),
+        ("torch eager, batched", "f32"): partial(run, synthesis, tensors),
+        ("torch eager, batched, channels last", "f32"): partial(run, last, tensors),
+        ("torch eager, batched", "bf16"): partial(run, half, narrow),
     }
-    for precision, module, inputs in (("f32", generator, z), ("bf16", half, z.bfloat16())):
+    for precision, module, given in (("f32", synthesis, tensors), ("bf16", half, narrow)):
         try:
-            compiled = torch.compile(SynthesisGraph(module))
-            run(compiled, inputs)
-            work["torch.compile", precision] = partial(run, compiled, inputs)
+            compiled = torch.compile(module)
+            run(compiled, given)
+            work["torch.compile", precision] = partial(run, compiled, given)
         except RuntimeError as error:
             # torch.compile needs a C++ compiler, which a user's machine may lack.
             failures.append(
@@ -157,7 +162,7 @@ def _torch_work(generator: Generator, latents: Array, failures: list[Row]) -> di
 
 
 def _compiled_work(
-    generator: Generator, batch: int, latents: Array, folder: Path, failures: list[Row]
+    generator: Generator, batch: int, inputs: list[Array], folder: Path, failures: list[Row]
 ) -> dict[tuple[str, str], Work]:
     work: dict[tuple[str, str], Work] = {}
     for form, title in (
@@ -173,18 +178,19 @@ def _compiled_work(
                     continue
                 for precision in backend.precisions():
                     session = backend.open(artifact.synthesis_path, precision, False)
-                    work[f"{title}, {name}", precision] = partial(session.run, [latents])
+                    work[f"{title}, {name}", precision] = partial(session.run, inputs)
                     if form == "subpixel":
                         streaming = backend.open(artifact.synthesis_path, precision, True)
                         if streaming.num_parallel > 1:
-                            halves = list(np.array_split(latents, streaming.num_parallel))
+                            split = [np.array_split(each, streaming.num_parallel) for each in inputs]
+                            halves = [list(each) for each in zip(*split, strict=True)]
                             work[f"{title}, {name}, streamed", precision] = partial(_drain, streaming, halves)
             except FastdirsError as error:
                 failures.append(Row(name=f"{title}, {name}", precision="", failure=str(error)))
     return work
 
 
-def _drain(session: Session, batches: list[Array]) -> Array:
+def _drain(session: Session, batches: list[list[Array]]) -> Array:
     return np.concatenate(list(stream(session, batches)))
 
 
@@ -195,24 +201,27 @@ def files(generator: Generator, batch: int, rounds: int) -> tuple[dict[str, obje
         artifact = _export(generator, batch, folder / "artifact", "auto")
         bank = fastdirs.discover(generator, "sefa", num_directions=16)
         seeds = range(2 * batch)
+        # A traversal shows one class.
+        c = 0 if generator.c_dim else None
         with fastdirs.open_runtime(artifact, batch_size=batch, streaming=True) as runtime:
             rendered = len(seeds) * (16 * 8 + 1)
-            latents = _latents(generator, batch)
+            latents = runtime.latents_of(c=c)(range(batch)).numpy()
             number = -(-rendered // batch)
             turn = iter(range(10_000))
 
             def only_runtime() -> None:
-                for _ in runtime.stream([latents] * number):
+                for _ in runtime.stream([latents] * number, c):
                     pass
 
             def with_pixels() -> None:
-                for images in runtime.stream([latents] * number):
+                for images in runtime.stream([latents] * number, c):
                     to_uint8(images)
 
             def end_to_end() -> None:
                 fastdirs.traverse(
-                    artifact, bank, folder / f"out{next(turn)}", seeds, writers=("strips",), batch_size=batch
-                )
+                    artifact, bank, folder / f"out{next(turn)}", seeds, c=c, writers=("strips",),
+                    batch_size=batch,
+                )  # fmt: skip
 
             work = {
                 "raw runtime": only_runtime,
@@ -252,18 +261,18 @@ def memory(generator: Generator, batch: int, images: int) -> tuple[dict[str, obj
         bank = fastdirs.discover(generator, "sefa", num_directions=min(32, generator.dim))
         per_seed = len(bank) * 9
         seeds = range(-(-images // per_seed))
-        fastdirs.traverse(
-            artifact, bank, folder / "warm-up", seeds[:4], writers=("strips",), batch_size=batch
-        )
+        show = partial(
+            fastdirs.traverse, artifact, bank, c=0 if generator.c_dim else None, writers=("strips",),
+            batch_size=batch,
+        )  # fmt: skip
+        show(folder / "warm-up", seeds[:4])
 
         def progress(phase: str, done: int, total: int) -> None:
             if not samples or done - samples[-1][0] >= images // 20:
                 samples.append((done, resident_mib(), time.perf_counter()))
 
         start = time.perf_counter()
-        gallery = fastdirs.traverse(
-            artifact, bank, folder / "out", seeds, writers=("strips",), batch_size=batch, progress=progress
-        )
+        gallery = show(folder / "out", seeds, progress=progress)
         seconds = time.perf_counter() - start
         shown = len(gallery.seeds) * per_seed
         with fastdirs.open_runtime(artifact, batch_size=batch) as runtime:
@@ -292,11 +301,6 @@ def _export(generator: Generator, batch: int, folder: Path, form: str) -> Artifa
         batch=Batch(opt=batch, max=max(2, batch)),
     )
     return export_generator(generator, folder, recipe)
-
-
-def _latents(generator: Generator, batch: int) -> Array:
-    with torch.inference_mode():
-        return np.ascontiguousarray(generator.mapping(sample_z(range(batch), generator.z_dim)).numpy())
 
 
 if __name__ == "__main__":

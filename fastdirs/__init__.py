@@ -12,6 +12,7 @@ The map, each level importing only from those above it:
       recipe                          what an export asks for (TOML)
     checkpoints/, machine, zoo/       safe readers; timing and machine facts; real generators as data
     directions, generators/           the direction bank; the generator contract, one file per family
+    module_generator, identification  the user's own torch module; which family a checkpoint is of
     lowering/, discovery/,            pure rewrites before export; one file per method;
       backends/, loading, graphs,     one file per runtime; what the user names -> generator; what is traced;
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
@@ -20,7 +21,8 @@ The map, each level importing only from those above it:
     export, selection                 trace, verify, write; which backend is fastest here
     runtime, bench, inspection,       an opened backend; every backend measured; what a file holds;
       writers/                        strips, grids, atlas, video
-    gallery                           the pipeline that fills a folder
+    gallery, samples                  the pipeline that fills a folder; what plain sampling renders
+    rendering                         plain sampling: images, a grid, or one array
     cli/                              click: parse, call one function, print
 """
 
@@ -37,20 +39,24 @@ if TYPE_CHECKING:
     from fastdirs.export import export_generator as export_generator
     from fastdirs.gallery import traverse as traverse
     from fastdirs.generators import Generator as Generator
-    from fastdirs.module_generator import ModuleGenerator as ModuleGenerator
+    from fastdirs.loading import convert as convert
     from fastdirs.loading import load_generator as load_generator
+    from fastdirs.module_generator import ModuleGenerator as ModuleGenerator
+    from fastdirs.rendering import render as render
     from fastdirs.runtime import open_runtime as open_runtime
 
 _PUBLIC = {
     "DirectionBank": "directions",
     "Generator": "generators",
     "ModuleGenerator": "module_generator",
+    "convert": "loading",
     "discover": "discovery",
     "export_generator": "export",
     "load_bank": "directions",
     "load_generator": "loading",
     "open_runtime": "runtime",
     "pull": "download",
+    "render": "rendering",
     "traverse": "gallery",
 }
 __all__ = ["__version__", *_PUBLIC]

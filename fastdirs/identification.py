@@ -29,6 +29,6 @@ def identify(checkpoint: Checkpoint) -> str | None:
         if all(any(re.fullmatch(pattern, name) for name in names) for pattern in patterns):
             return what
     # The linear deformators have nothing but one matrix.
-    if set(names) <= {"linear.weight", "linear.bias"} and "linear.weight" in names:
+    if names and set(names) <= {"linear.weight", "linear.bias"}:
         return "a deformator (GANLatentDiscovery), that is a bank of directions"
     return None

@@ -65,8 +65,8 @@ def measure(
 
     Args:
         session: An opened synthesis.
-        inputs: Latents `[images, layers, dim]`, and weights of the classes `[images, c_dim]` if it reads them,
-            float32.
+        inputs: Latents `[images, layers, dim]`, and weights of the classes `[images, c_dim]` if it reads
+            them, float32.
         reference: Torch's images of them. `[images, channels, height, width]`, float32.
         batch_sizes: Sizes to run at; rows are repeated to fill a batch.
     """

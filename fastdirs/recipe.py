@@ -37,10 +37,10 @@ class Batch:
 
 
 def usual_batch(img_resolution: int) -> Batch:
-    """Batch sizes where none are asked for: half a million pixels, but 2 to 64 images; the largest is twice that.
+    """Batch sizes where none are asked for: half a million pixels, but 2 to 64 images; at most twice that.
 
-    64 and 128 up to 64 pixels, 8 and 16 at 256, 2 and 4 at 1024: so the images of a batch take less than 64 MiB,
-    and what a large network computes on the way to them fits into memory.
+    64 and 128 up to 64 pixels, 8 and 16 at 256, 2 and 4 at 1024: so the images of a batch take less than
+    64 MiB, and what a large network computes on the way to them fits into memory.
 
     Args:
         img_resolution: Height and width of the images.

@@ -142,8 +142,8 @@ class Runtime:
 
         Args:
             z: `[batch, z_dim]`, float32.
-            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]` or `[1, c_dim]`;
-                None if unconditional, or if only the synthesis reads the class.
+            c: Class for all, class index `[batch]`, or weights of the classes `[batch, c_dim]` or
+                `[1, c_dim]`; None if unconditional, or if only the synthesis reads the class.
             psi: Truncation, 1 = off.
             cutoff: How many of the first layers to truncate; None = all.
 

@@ -150,8 +150,9 @@ def sample_of_file(
         "classes": _listed(classes),
     }
     return Sample(
-        names=[f"image{index:04d}" for index in range(len(values))], described=described, psi=psi, cutoff=cutoff,
-        z=values if what == "z" else None, latents=values if what == "latents" else None, c=classes,
+        names=[f"image{index:04d}" for index in range(len(values))], described=described, psi=psi,
+        cutoff=cutoff, z=values if what == "z" else None, latents=values if what == "latents" else None,
+        c=classes,
     )  # fmt: skip
 
 

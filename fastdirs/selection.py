@@ -141,9 +141,7 @@ def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: i
     inputs, images = reference.inputs, reference.images
     accept = artifact.accept
     sessions = open_all(pairs, artifact.synthesis_path, True)
-    parities = {
-        pair: measure(session, inputs, images, (1, batch_size)) for pair, session in sessions.items()
-    }
+    parities = {pair: measure(session, inputs, images, (1, batch_size)) for pair, session in sessions.items()}
     rows = np.arange(batch_size) % len(images)
     batch = [np.ascontiguousarray(each[rows]) for each in inputs]
     # One candidate needs no race, but its speed is still reported.

@@ -21,8 +21,8 @@ def stream(session: Session, batches: Iterable[Sequence[Array]]) -> Iterator[Arr
 
     Args:
         session: An opened synthesis.
-        batches: Inputs of the session, batch by batch: latents `[batch, layers, dim]`, and weights of the classes
-            `[batch, c_dim]` if it reads them, float32.
+        batches: Inputs of the session, batch by batch: latents `[batch, layers, dim]`, and weights of the
+            classes `[batch, c_dim]` if it reads them, float32.
 
     Yields:
         Images, in the order of the batches. `[batch, channels, height, width]`, float32.

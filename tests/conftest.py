@@ -183,12 +183,14 @@ class _Classes(Generator):
         return torch.cat([z[:, None].expand(-1, 3, -1), torch.ones_like(z)[:, None]], dim=1)
 
     def factors(self) -> list[Factor]:
-        weights = {f"stages.{i}.stage.scale.weight": stage.stage.scale.weight for i, stage in enumerate(self.stages)}
+        weights = {
+            f"stages.{i}.stage.scale.weight": stage.stage.scale.weight for i, stage in enumerate(self.stages)
+        }
         return [Factor(name, layer, weight) for layer, (name, weight) in enumerate(weights.items())]
 
 
 class _ClassesStage(nn.Module):
-    """A layered stage after which each channel is shifted by the class, and by the statistics of the place."""
+    """A layered stage whose channels are shifted by the class, and by the statistics of the place."""
 
     def __init__(self, layer: int, dim: int, c_dim: int, rows: int) -> None:
         super().__init__()
@@ -197,7 +199,9 @@ class _ClassesStage(nn.Module):
         self.embedding = nn.Linear(c_dim, channels, bias=False)
         self.register_buffer("statistics", torch.rand(rows, channels))
 
-    def forward(self, state: Tensor | tuple[Tensor, Tensor], latents: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, state: Tensor | tuple[Tensor, Tensor], latents: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
         features, c = (None, state) if isinstance(state, Tensor) else state
         near = torch.relu(1 - (latents[:, 3, :1] - torch.arange(len(self.statistics))).abs())
         shift = self.embedding(c) + near @ self.statistics

@@ -41,7 +41,7 @@ def test_the_manifest_says_where_it_came_from(source: Path, tmp_path: Path) -> N
     content = convert(source, out)
     assert content["source_sha256"] == sha256_file(source)
     assert (content["reader"], content["part"], content["foreign"]) == ("torch_file", "netG", [])
-    assert content["provenance"]["assumed"] == ["activation=relu", "output=tanh", "eps=1e-5"]
+    assert list(content["provenance"]["assumed"]) == ["activation=relu", "output=tanh", "eps=1e-5"]
     assert content["generator"]["licence"] == "unknown"
     beside = json.loads((tmp_path / "copy.json").read_text())
     assert beside["source_sha256"] == content["source_sha256"]

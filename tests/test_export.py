@@ -307,51 +307,6 @@ def test_the_users_own_module(tmp_path: Path) -> None:
     assert compare(found, module(z).detach().numpy()).within(DEFAULT_ACCEPT["f32"])
 
 
-def test_a_mapping_network_is_a_graph_of_its_own(layered_artifact: Artifact, layered: Generator) -> None:
-    path = layered_artifact.mapping_path
-    assert path is not None
-    model = onnx.load(str(path), load_external_data=False)
-    assert [(each.name, _axes(each)) for each in model.graph.input] == [
-        ("z", ["batch", layered.z_dim]),
-        ("psi", [layered.num_layers]),
-    ]
-    assert [each.name for each in model.graph.output] == ["latents"]
-    z = sample_z(range(3), layered.z_dim)
-    psi = np.array([0.5, 0.5, 1.0], dtype=np.float32)
-    wanted = layered.mapping(z, psi=0.5, cutoff=2).numpy()
-    np.testing.assert_allclose(_run(path, z.numpy(), psi), wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", ["ort", "openvino_cpu"])
-@pytest.mark.parametrize(("psi", "cutoff"), [(1.0, None), (0.7, None), (0.7, 2), (0.0, None)])
-def test_seeds_become_latents_without_the_generator(
-    layered_artifact: Artifact, layered: Generator, backend: str, psi: float, cutoff: int | None
-) -> None:
-    seeds = (5, 3, 1000)
-    wanted = layered.mapping(sample_z(seeds, layered.z_dim), psi=psi, cutoff=cutoff)
-    with open_runtime(layered_artifact.folder, backend) as runtime:
-        found = runtime.latents_of(psi, cutoff)(seeds)
-        images = runtime.synthesize(found.numpy())
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    # Truncation pulls towards a mean that is not zero.
-    assert layered.latent_mean.abs().max() > 0.1
-    assert compare(images, layered.synthesis(wanted).numpy()).within(DEFAULT_ACCEPT[runtime.precision])
-
-
-def test_a_mapping_beyond_the_tolerance(layered: Generator, tmp_path: Path) -> None:
-    class Forked(type(layered)):  # type: ignore[misc]
-        """Its mapping does something else where it is traced, so the graph is not what torch computes."""
-
-        def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-            latents: Tensor = super().map_z(z, c)
-            return latents + 0.5 if torch.compiler.is_exporting() else latents
-
-    forked = Forked().eval().requires_grad_(False)
-    with pytest.raises(ParityError, match=r"mapping\.onnx on \w+ at batch 1 differs from torch fp32"):
-        export_generator(forked, tmp_path / "artifact", _recipe())
-    assert list(tmp_path.iterdir()) == []
-
-
 def _swap_reference(artifact: Artifact, folder: Path, latents: Array, images: Array) -> Artifact:
     """A copy with other reference images, and a manifest that vouches for them."""
     shutil.copytree(artifact.folder, folder)

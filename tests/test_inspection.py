@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("FASTDIRS_FIXTURES") or ROOT.parent / "shared" / "fixtures")
 # What the hostile fixtures make when their code runs.
 WITNESS = "PWNED_fastdirs"
-_BAD = [path for path in sorted(FIXTURES.glob("bad/**/*")) if path.is_file()]
+_BAD = sorted(FIXTURES.glob("bad/*"))
 _FOLDERS = [path for path in sorted(FIXTURES.glob("*")) if path.is_dir() and path.name != "bad"]
 
 needs_fixtures = pytest.mark.skipif(
@@ -274,7 +274,15 @@ def test_bad_file(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @needs_fixtures
 @pytest.mark.parametrize(
     "name",
-    ["evil_plain.pkl", "evil_torch_zip.pt", "evil_torch_legacy.pt", "evil_genforce.pth", "evil_in_dict.pkl"],
+    [
+        "evil_plain.pkl",
+        "evil_torch_zip.pt",
+        "evil_torch_legacy.pt",
+        "evil_genforce.pth",
+        "evil_in_dict.pkl",
+        "evil_biggan_dir",
+        "evil_ada_module_src.pkl",
+    ],
 )
 def test_hostile_file_is_called_so(name: str) -> None:
     with pytest.raises(CheckpointError, match="refused; nothing was run"):
@@ -288,6 +296,25 @@ def test_good_fixture(folder: Path) -> None:
     suffixes = (".npz",) if arrays_only else (".pt", ".pth", ".pkl", ".bin")
     files = [path for path in folder.rglob("*") if path.suffix in suffixes]
     info = _inspect_or_refuse(max(files, key=lambda path: path.stat().st_size))
-    # Families that fastdirs does not know yet: it says so, and what it found.
-    assert "weights_only" not in info["problem"]
     assert info["kind"] == "refused" or info["first_tensors"]
+    # What no family reads is said to be so.
+    assert "loads_as" in info or info["problem"]
+
+
+@needs_fixtures
+def test_network_pickle() -> None:
+    info = _inspect(FIXTURES / "nv_ada_gray_r32_map4" / "network-snapshot.pkl")
+    assert (info["kind"], info["format"], info["taken"]) == ("checkpoint", "pickle", "G_ema")
+    assert [row["name"] for row in info["state_dicts"]] == ["G", "D", "G_ema"]
+    assert info["settings"]["z_dim"] == 64
+    assert info["unknown_globals"] == []
+
+
+@needs_fixtures
+def test_folder_of_another_program() -> None:
+    info = _inspect(FIXTURES / "hf_biggan_deep32_cw8")
+    assert (info["kind"], info["format"], info["taken"]) == ("checkpoint", "folder", "")
+    assert info["settings"]["output_dim"] == 32
+    assert info["state_dicts"] == [
+        {"name": "", "tensors": 314, "parameters": info["state_dicts"][0]["parameters"]}
+    ]

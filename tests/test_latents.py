@@ -1,17 +1,21 @@
+import statistics
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from fastdirs.errors import SelectionError
+from fastdirs.errors import SelectionError, ShapeError
 from fastdirs.latents import (
     MAX_SEED,
+    class_weights,
     parse_epsilons,
     parse_indices,
     parse_seeds,
     psi_per_layer,
+    sample_classes,
     sample_z,
+    statistics_place,
     truncate,
 )
 
@@ -46,6 +50,71 @@ def test_no_seeds_give_no_rows() -> None:
 def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(SelectionError, match=f"Seed {seed} is out of range"):
         sample_z([0, seed], 8)
+
+
+@pytest.mark.parametrize("bound", [0.5, 2.0])
+def test_bounded_z_is_the_inverse_distribution_of_uniform_numbers(bound: float) -> None:
+    normal = statistics.NormalDist()
+    low, high = normal.cdf(-bound), normal.cdf(bound)
+    for seed in (0, 17, MAX_SEED):
+        uniform = np.random.RandomState(seed).uniform(size=50)
+        wanted = [normal.inv_cdf(low + each * (high - low)) for each in uniform]
+        found = sample_z([3, seed], 50, bound)
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found[1].numpy(), wanted, atol=1e-6)
+    assert sample_z(range(200), 50, bound).abs().max() <= bound
+    assert sample_z([], 8, bound).shape == (0, 8)
+
+
+def test_classes_of_seeds_do_not_depend_on_their_batch() -> None:
+    classes = sample_classes(range(50), 7)
+    assert classes.dtype == torch.int64
+    assert set(classes.tolist()) == set(range(7))
+    assert sample_classes([40, 3], 7).tolist() == classes[[40, 3]].tolist()
+
+
+def test_class_weights() -> None:
+    one_hot = [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    for c in (2, torch.tensor(2), np.int64(2), torch.tensor([2, 2]), np.array([2, 2])):
+        weights = class_weights(c, 2, 3)
+        assert weights.dtype == torch.float32
+        assert weights.tolist() == one_hot
+    mixture = np.array([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+    np.testing.assert_array_equal(class_weights(mixture, 2, 3).numpy(), mixture.astype(np.float32))
+    for wrong in (-1, 3, torch.tensor([0, 3]), 1.5):
+        with pytest.raises(SelectionError, match="Classes run from 0 to 2"):
+            class_weights(wrong, 2, 3)  # type: ignore[arg-type]
+    for shape in ((3,), (2, 4), (1, 3), (2, 3, 1)):
+        with pytest.raises(ShapeError, match="c has shape"):
+            class_weights(np.zeros(shape, dtype=np.int64), 2, 3)
+
+
+# As the original code mixes its rows: coef, start = modf(t / (1 / (n - 1))); row[start] gets coef.
+@pytest.mark.parametrize(
+    ("psi", "rows", "place"),
+    [
+        (0.7, 51, 35.0),
+        (0.58, 51, 28 + 3.6e-15),
+        (0.413, 51, 20.35),
+        (1.0, 51, 50.0),
+        (0.0, 51, 0.0),
+        (0.02, 51, 1.0),
+        (0.7, 21, 13 + 1.8e-15),
+        (0.5, 21, 10.0),
+    ],
+)
+def test_the_place_among_the_statistics(psi: float, rows: int, place: float) -> None:
+    assert statistics_place(psi, rows) == pytest.approx(place, abs=1e-12, rel=0)
+
+
+def test_the_last_layer_carries_the_place() -> None:
+    assert psi_per_layer(0.7, None, 3, 51).tolist() == pytest.approx([0.7, 0.7, 35.0])
+    assert psi_per_layer(0.7, 1, 3, 51).tolist() == pytest.approx([0.7, 1.0, 35.0])
+    assert psi_per_layer(1.0, None, 3, 51).tolist() == [1.0, 1.0, 50.0]
+    for psi in (-0.1, 1.1):
+        with pytest.raises(SelectionError, match="statistics cover 0 to 1"):
+            psi_per_layer(psi, None, 3, 51)
+        psi_per_layer(psi, None, 3)
 
 
 def test_psi_of_one_changes_nothing() -> None:

@@ -78,7 +78,7 @@ def test_nan_is_kept_whatever_the_order(position: int, value: float) -> None:
     images[position, 0, 0, 0] = value
     order: Any = ((3, 1), (1, 3), (1, 2, 3))
     for sizes in order:
-        assert not measure(_Table(images), _numbers(3), reference, sizes).within(ANYTHING)
+        assert not measure(_Table(images), [_numbers(3)], reference, sizes).within(ANYTHING)
 
 
 def test_measures_the_worst_of_all_batch_sizes() -> None:
@@ -86,7 +86,7 @@ def test_measures_the_worst_of_all_batch_sizes() -> None:
     images = reference.copy()
     images[1] += 2 / 127.5
     session = _Table(images)
-    parity = measure(session, _numbers(4), reference, (1, 2, 8))
+    parity = measure(session, [_numbers(4)], reference, (1, 2, 8))
     # Rows are repeated to fill the batch of 8.
     assert session.sizes == [1, 2, 8]
     assert parity.max == pytest.approx(2.0, rel=1e-4)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from fastdirs.errors import RecipeError
-from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe, Tolerance, load_recipe
+from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe, Tolerance, load_recipe, usual_batch
 
 RECIPES = sorted((Path(__file__).parent.parent / "export").glob("*.toml"))
 WHOLE = """
@@ -138,3 +138,11 @@ def test_no_text_at_all(tmp_path: Path) -> None:
 def test_recipes_made_in_python_are_checked_too(values: dict[str, Any]) -> None:
     with pytest.raises(RecipeError):
         Recipe(generator="toy", **values)
+
+
+@pytest.mark.parametrize(
+    ("img_resolution", "opt"), [(16, 64), (64, 64), (128, 32), (256, 8), (512, 2), (1024, 2), (4096, 2)]
+)
+def test_usual_batch_sizes_follow_the_image_size(img_resolution: int, opt: int) -> None:
+    assert usual_batch(img_resolution) == Batch(opt=opt, max=2 * opt)
+    assert usual_batch(64) == Batch(), "what a recipe takes by itself"

@@ -31,10 +31,10 @@ class _Echo(Session):
         pass
 
 
-def _numbered(count: int, pulled: list[int]) -> Iterator[Array]:
+def _numbered(count: int, pulled: list[int]) -> Iterator[list[Array]]:
     for number in range(count):
         pulled.append(number)
-        yield np.full((1, 1, 1), number, dtype=np.float32)
+        yield [np.full((1, 1, 1), number, dtype=np.float32)]
 
 
 def _synthesis_threads() -> list[str]:
@@ -70,7 +70,7 @@ def test_an_error_in_the_session_reaches_the_caller_and_ends_the_pool() -> None:
 
 
 def test_an_error_in_the_batches_reaches_the_caller_and_ends_the_pool() -> None:
-    def failing() -> Iterator[Array]:
+    def failing() -> Iterator[list[Array]]:
         yield from _numbered(3, [])
         raise ValueError("no more latents")
 
@@ -91,12 +91,12 @@ def test_a_caller_who_stops_ends_the_pool() -> None:
 
 def test_times_one_batch_of_each_session(toy_artifact: Artifact) -> None:
     opened = BACKENDS.load("ort").open(toy_artifact.synthesis_path, "f32", True)
-    latents = toy_artifact.reference()[0][:2].numpy()
+    latents = toy_artifact.reference().latents[:2]
     slow = _Echo(1, pause_s=0.02)
     seen: list[tuple[int, int]] = []
     timings = time_sessions(
         {"ort": opened, "echo": slow},
-        latents * 0,
+        [latents * 0],
         rounds=3,
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -107,3 +107,36 @@ def test_times_one_batch_of_each_session(toy_artifact: Artifact) -> None:
     assert 20.0 <= timings["echo"].median_ms < 60.0
     assert timings["ort"].median_ms > 0.0
     assert timings["echo"].repeats == 3
+
+
+class _Slow(Session):
+    """Takes more than a second for its first batch."""
+
+    precision, provider, detail, num_parallel = "f32", "slow", "", 2
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def run(self, inputs: Sequence[Array]) -> Array:
+        self.calls += 1
+        time.sleep(1.1 if self.calls == 1 else 0.0)
+        return inputs[0]
+
+    def close(self) -> None:
+        pass
+
+
+def test_long_batches_are_timed_once_for_each_thread() -> None:
+    session = _Slow()
+    time_sessions({"slow": session}, [np.zeros((1, 1, 1), dtype=np.float32)], rounds=2)
+    # One to see how long it takes; then a warm-up and two rounds of a batch for each of the two threads.
+    assert session.calls == 1 + 3 * 2
+
+
+def test_all_inputs_of_a_batch_reach_the_session() -> None:
+    class Sum(_Slow):
+        def run(self, inputs: Sequence[Array]) -> Array:
+            return inputs[0] + inputs[1]
+
+    batches = [[np.full((1,), a, np.float32), np.full((1,), 10 * a, np.float32)] for a in range(5)]
+    assert [float(images[0]) for images in stream(Sum(), batches)] == [0, 11, 22, 33, 44]

@@ -53,11 +53,19 @@ def call(reading: Reading, maker: object, args: object, kwargs: object = None) -
             try:
                 return function(reading, maker, *args)
             except Misfit as error:
-                return Record(maker, args, kwargs, str(error))
+                return _record(reading, maker, args, kwargs, str(error))
             except TypeError:
                 # Only the number of arguments can be wrong: each function takes anything else.
-                return Record(maker, args, kwargs, "has other arguments than it takes")
-    return Record(maker, args, kwargs)
+                return _record(reading, maker, args, kwargs, "has other arguments than it takes")
+    return _record(reading, maker, args, kwargs, "")
+
+
+def _record(reading: Reading, maker: object, args: object, kwargs: object, problem: str) -> Record:
+    record = Record(maker, args, kwargs, problem)
+    if isinstance(maker, Named) and maker.full == "builtins.getattr":
+        # Attributes of anything but torch's own classes are a way to reach everything.
+        record.add([reading.named(maker.module, maker.name, called=True)])
+    return record
 
 
 def is_known(name: str) -> bool:
@@ -71,7 +79,7 @@ Call = Callable[..., Any]
 def _ordered_dict(reading: Reading, maker: Named, pairs: object = ()) -> Fields:
     if not isinstance(pairs, list | tuple):
         raise Misfit("is a dictionary made of something else")
-    reading.spend(len(pairs))
+    reading.spend(2 * len(pairs))
     made = Fields()
     for pair in pairs:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -91,7 +99,7 @@ def _persistent(reading: Reading, maker: Named, meta: object) -> Record:
         if found:
             # As if the pickle itself had named it.
             module, _, name = found.rpartition(".")
-            record.items.append(reading.named(module, name, where="in the source text embedded in it"))
+            record.add([reading.named(module, name, where="in the source text embedded in it")])
     record.state = meta.get("state")
     return record
 
@@ -108,6 +116,13 @@ def _reconstructor(reading: Reading, maker: Named, cls: object, base: object, st
             made.update(state)
             return made
     raise Misfit("is an object made from something else")
+
+
+def _attribute(reading: Reading, maker: Named, owner: object, name: object) -> Named:
+    # How torch's own functions are pickled, torch.tanh as getattr(torch._C._VariableFunctionsClass, "tanh").
+    if isinstance(owner, Named) and isinstance(name, str) and owner.module.partition(".")[0] == "torch":
+        return reading.named(owner.full, name)
+    raise Misfit("is an attribute of something else")
 
 
 def _encode(reading: Reading, maker: Named, text: object, encoding: object = "utf-8") -> bytes:
@@ -215,6 +230,7 @@ _CALLS: dict[str, Call] = {
     "collections.OrderedDict": _ordered_dict,
     "dnnlib.util.EasyDict": _ordered_dict,
     "builtins.dict": _ordered_dict,
+    "builtins.getattr": _attribute,
     "copyreg._reconstructor": _reconstructor,
     "_codecs.encode": _encode,
     "builtins.bytes": _bytes,

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from fastdirs.checkpoints._calls import storage_type
 from fastdirs.checkpoints._inert import Reading, Record
+from fastdirs.checkpoints._names import Named
 from fastdirs.checkpoints._pickle import read_pickle
 from fastdirs.checkpoints._tensors import Misfit, Storage, copier
 from fastdirs.errors import CheckpointError
@@ -131,6 +132,9 @@ def _legacy(
 
 def _storage(storages: dict[str, Storage], pid: object) -> object:
     """The storage behind a persistent id, ("storage", type, key, place, length, ...)."""
+    if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Named):
+        # A module's class, with the file and source text that it came from; torch too only compares them.
+        return pid[1]
     if (
         not isinstance(pid, tuple)
         or len(pid) not in (5, 6)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdirs.checkpoints._names import Named, shown
+from fastdirs.checkpoints._names import Named, acts, shown
 from fastdirs.errors import CheckpointError
 
 # What the machine and every walk over its result may do in all; the largest genuine files need a tenth.
-MAX_STEPS = 6_000_000
+MAX_STEPS = 4_000_000
 
 
 class Record:
@@ -30,7 +30,8 @@ class Record:
         self.args = args
         self.kwargs = kwargs
         self.state: Any = None
-        self.items: list[Any] = []
+        # Millions of records may be asked for: most have no items, and share this.
+        self.items: list[Any] | tuple[()] = ()
         self.problem = problem
 
     @property
@@ -38,10 +39,17 @@ class Record:
         """Dotted name of what was to be called; empty if it is no global."""
         return self.maker.full if isinstance(self.maker, Named) else ""
 
+    def add(self, items: list[Any]) -> None:
+        """Remember what would be appended or added."""
+        if isinstance(self.items, list):
+            self.items.extend(items)
+        else:
+            self.items = list(items)
+
     def build(self, state: object) -> None:
         """Remember a state; an earlier one is kept too."""
         if self.state is not None:
-            self.items.append(self.state)
+            self.add([self.state])
         self.state = state
 
     @property
@@ -104,14 +112,24 @@ class Reading:
         # Text may be encoded to bytes once and copied into a tensor once.
         self.bytes_left = 2 * size + 2**16
         self.names: list[Named] = []
+        self._acting: dict[str, bool] = {}
         self.nested: Callable[[bytes], Any] | None = None
         self.sources: dict[str, str] = {}
 
-    def named(self, module: str, name: str, where: str = "") -> Named:
+    def named(self, module: str, name: str, where: str = "", called: bool = False) -> Named:
         """Take note of a global."""
-        named = Named(module, name, where)
+        named = Named(module, name, where, called)
         self.names.append(named)
         return named
+
+    def acts(self, named: Named) -> bool:
+        """Whether a global could do harm; each name is judged once."""
+        full = named.full
+        if named.called:
+            return True
+        if full not in self._acting:
+            self._acting[full] = acts(full)
+        return self._acting[full]
 
     def spend(self, steps: int = 1) -> None:
         """Account for work.

@@ -22,7 +22,7 @@ _REACHED_THROUGH = frozenset({
 # Functions that act wherever they are found, and those of Python itself.
 _ACTING_NAMES = frozenset({
     "__import__", "_eval_repr", "_getattribute", "_import_module", "attrgetter", "breakpoint", "compile",
-    "delattr", "eval", "exec", "execfile", "getattr", "import_module", "load", "loads", "methodcaller",
+    "delattr", "eval", "exec", "execfile", "import_module", "load", "loads", "methodcaller",
     "open", "popen", "read_pickle", "run_module", "run_path", "runstring", "setattr", "system",
 })  # fmt: skip
 _ACTING_BUILTINS = frozenset({
@@ -37,11 +37,12 @@ class Named:
         module: Dotted module, in today's spelling.
         name: Name in it, dotted for what belongs to a class.
         where: Where in the file it was named, for messages; empty for the pickle itself.
+        called: Known to be called with arguments that make it act, whatever its name says.
     """
 
-    __slots__ = ("module", "name", "where")
+    __slots__ = ("called", "module", "name", "where")
 
-    def __init__(self, module: str, name: str, where: str = "") -> None:
+    def __init__(self, module: str, name: str, where: str = "", called: bool = False) -> None:
         module = _ALIASES.get(module, module)
         if module == "numpy._core" or module.startswith("numpy._core."):
             # numpy 2 moved what numpy 1 had.
@@ -49,6 +50,7 @@ class Named:
         self.module = module
         self.name = name
         self.where = where
+        self.called = called
 
     @property
     def full(self) -> str:
@@ -60,14 +62,10 @@ class Named:
         """Module and name, cut and without anything that would upset a terminal."""
         return shown(f"{self.module[:_MAX_SHOWN]}.{self.name[:_MAX_SHOWN]}")
 
-    @property
-    def acts(self) -> bool:
-        """Whether calling it could do something outside the file: start a program, open, import, evaluate."""
-        return acts(self.full)
-
 
 def acts(dotted: str) -> bool:
-    """Whether a global, called while a file is unpickled the ordinary way, could do harm.
+    """Whether a global, called while a file is unpickled the ordinary way, could do harm:
+    start a program, open a file, import or evaluate something.
 
     A list of the known ways, for the message and for refusing files that were tampered with. No reading is
     made safe by it, because nothing that a file names is ever looked up.

@@ -13,6 +13,8 @@ from fastdirs.errors import CheckpointError
 from fastdirs.manifest import Json
 
 _MAX_DEPTH = 32
+# Modules may be shared, so that a small file spells out very many names.
+_STEPS_PER_MODULE = 20
 _MAX_NAME = 512
 _MAX_PARTS = 1000
 _MAX_PLAIN = 5000
@@ -95,7 +97,7 @@ def _of_module(network: object, reading: Reading) -> Iterator[tuple[str, StoredT
     todo: list[tuple[str, object, int]] = [("", network, 0)]
     while todo:
         prefix, module, depth = todo.pop()
-        reading.spend()
+        reading.spend(_STEPS_PER_MODULE)
         if depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
             raise CheckpointError(
                 f"{reading.path} holds a network deeper than any. It is broken or made to do harm."

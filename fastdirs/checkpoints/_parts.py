@@ -35,6 +35,8 @@ def take(root: object, reading: Reading, key: str | None, preferred: Sequence[st
     network = found[part]
     refuse_unknown(network, part, reading)
     stored = tensors(network, reading)
+    if not stored:
+        raise CheckpointError(f"{reading.path} holds no tensors in {part or 'its network'}.")
     mean = _mean_latent(root, part)
     if mean is not None and "latent_avg" not in stored:
         stored["latent_avg"] = mean

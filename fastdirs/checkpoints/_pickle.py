@@ -15,6 +15,7 @@ from fastdirs.checkpoints._names import Named
 
 _MAX_BITS = 4096
 _NEWEST_PROTOCOL = 5
+_SET, _FROZENSET = Named("builtins", "set"), Named("builtins", "frozenset")
 
 
 class MalformedError(ValueError):
@@ -87,12 +88,12 @@ def _push(machine: _Machine, value: Any) -> None:
 
 
 def _empty_set(machine: _Machine, _: object) -> None:
-    machine.stack.append(Record(Named("builtins", "set"), ([],)))
+    machine.stack.append(Record(_SET))
 
 
 def _frozenset(machine: _Machine, _: object) -> None:
     items = machine.items()
-    machine.stack.append(Record(Named("builtins", "frozenset"), (items,)))
+    machine.stack.append(Record(_FROZENSET, (items,)))
 
 
 def _mark(machine: _Machine, _: object) -> None:
@@ -154,7 +155,7 @@ def _appends(machine: _Machine, _: object) -> None:
 
 def _extend(target: object, items: list[Any]) -> None:
     if isinstance(target, Record):
-        target.items.extend(items)
+        target.add(items)
     elif isinstance(target, list):
         target.extend(items)
     else:
@@ -176,7 +177,7 @@ def _set(target: object, items: list[Any]) -> None:
     if len(items) % 2:
         raise MalformedError("a key without a value")
     if isinstance(target, Record):
-        target.items.extend(items)
+        target.add(items)
     elif isinstance(target, dict):
         target.update((key_of(items[index]), items[index + 1]) for index in range(0, len(items), 2))
     else:

@@ -17,8 +17,8 @@ _MAX_FOREIGN = 1000
 
 def foreign(reading: Reading) -> tuple[str, ...]:
     """The globals that a file names and that genuine checkpoints of networks do not; sorted."""
-    unknown = {n.dotted for n in reading.names if not is_known(n.full)}
-    return tuple(sorted(unknown)[:_MAX_FOREIGN])
+    unknown = {named.full: named for named in reading.names if not is_known(named.full)}
+    return tuple(sorted(named.dotted for named in unknown.values())[:_MAX_FOREIGN])
 
 
 def refuse_hostile(root: object, reading: Reading) -> None:
@@ -29,7 +29,7 @@ def refuse_hostile(root: object, reading: Reading) -> None:
     Raises:
         CheckpointError: Something acting is named anywhere else, or was named and then hidden.
     """
-    acting = [named for named in reading.names if named.acts]
+    acting = [named for named in reading.names if reading.acts(named)]
     if not acting:
         return
     set_aside = aside(root)
@@ -63,7 +63,7 @@ def refuse_unknown(network: object, part: str, reading: Reading, known: frozense
     """
     values = list(walk(reading, [network], lambda value: False))
     for value in values:
-        if isinstance(value, Named) and value.acts:
+        if isinstance(value, Named) and reading.acts(value):
             raise hostile(value, reading)
     for value in values:
         reason = _unknown(value, known)

@@ -82,7 +82,7 @@ def _networks(root: Any, reading: Reading) -> dict[str, Record]:
             if acting:
                 # As if the pickle itself had named it: the original runs this text.
                 module, _, name = acting.rpartition(".")
-                component.items.append(reading.named(module, name, where="in the source text embedded in it"))
+                component.add([reading.named(module, name, where="in the source text embedded in it")])
     return kept
 
 

@@ -34,8 +34,8 @@ def bench(
 ) -> None:
     """Measure MODEL on every backend and precision here.
 
-    Images per second, latency of a single image, error against torch, memory. A conditional model is measured on
-    various classes.
+    Images per second, latency of a single image, error against torch, memory. A conditional model is measured
+    on various classes.
 
     \b
     Example:

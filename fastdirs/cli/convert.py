@@ -30,8 +30,8 @@ def convert(
 ) -> None:
     """Write CHECKPOINT as safetensors, which is safe and quick to load.
 
-    Values are kept bit for bit. The copy holds all settings, so that it needs no options later; its manifest, beside
-    it as JSON, says where it came from.
+    Values are kept bit for bit. The copy holds all settings, so that it needs no options later; its manifest,
+    beside it as JSON, says where it came from.
 
     \b
     Example:

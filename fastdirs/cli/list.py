@@ -42,15 +42,21 @@ def _show(rows: Sequence[dict[str, str]]) -> None:
     """As a table if the window is wide enough for a line each, else a few lines each."""
     from rich.console import Console
 
-    from fastdirs.cli._console import show_facts, show_table
+    from fastdirs.cli._console import show_table
 
+    window = Console().width
     width = sum(max(len(row[column]) for row in rows) + 2 for column in rows[0])
-    if not sys.stdout.isatty() or width <= Console().width:
+    if not sys.stdout.isatty() or width <= window:
         show_table(list(rows[0]), [list(row.values()) for row in rows])
         return
     for row in rows:
-        click.secho(row["name"], bold=True)
-        show_facts({column: value for column, value in row.items() if value and column != "name"}, indent=1)
+        click.secho(row.pop("name"), bold=True)
+        facts = [
+            row.pop("summary"),
+            "; ".join(f"{column}: {value}" for column, value in row.items() if value),
+        ]
+        for fact in filter(None, facts):
+            click.echo(click.wrap_text(fact, window, "  ", "    "))
 
 
 def _generators() -> list[Row]:

@@ -42,9 +42,7 @@ if TYPE_CHECKING:
 )
 @BACKEND
 @PRECISION
-@click.option(
-    "--batch", metavar="IMAGES", type=click.IntRange(min=1), help="Images rendered at a time."
-)
+@click.option("--batch", metavar="IMAGES", type=click.IntRange(min=1), help="Images rendered at a time.")
 @click.option(
     "--image-format",
     type=click.Choice(["png", "jpg", "webp"]),
@@ -61,8 +59,8 @@ def render(
 ) -> None:  # fmt: skip
     """Render images of seeds with MODEL or ARTIFACT.
 
-    PATH is a folder for one file per image, a grid of the first ones and a manifest; or FILE.npy for one float32
-    array [images, channels, height, width] that is not clipped.
+    PATH is a folder for one file per image, a grid of the first ones and a manifest; or FILE.npy for one
+    float32 array [images, channels, height, width] that is not clipped.
 
     \b
     Example:
@@ -89,9 +87,9 @@ def render(
     source = open_artifact(str(model)) if known else load_model(model, family, factory, options)
     with progress_bar() as progress:
         content = render_images(
-            source, out, chosen, latents, psi=psi, cutoff=cutoff, c=classes, image_format=image_format or "png",
-            backend=backend, precision=precision, batch_size=batch, force=force,
-            progress=lambda done, total: progress("rendering", done, total), opened=opened,
+            source, out, chosen, latents, psi=psi, cutoff=cutoff, c=classes,
+            image_format=image_format or "png", backend=backend, precision=precision, batch_size=batch,
+            force=force, progress=lambda done, total: progress("rendering", done, total), opened=opened,
         )  # fmt: skip
     if as_json:
         show_json({"out": str(out), **content})

@@ -51,7 +51,11 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @PSI
 @CUTOFF
 @click.option(
-    "--class", "c", metavar="INDEX", type=click.IntRange(min=0), help="Class of all images, if it has classes."
+    "--class",
+    "c",
+    metavar="INDEX",
+    type=click.IntRange(min=0),
+    help="Class of all images, if it has classes.",
 )
 @click.option(
     "--batch",
@@ -83,8 +87,8 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @JSON
 def traverse(
     model: str, bank: str | None, seeds: str, directions: str, epsilons: str, psi: float, cutoff: int | None,
-    c: int | None, batch: int | None, image_format: str, write: str, backend: str, precision: str | None, family: str | None,
-    factory: str | None, options: dict[str, str], out: Path, force: bool, as_json: bool,
+    c: int | None, batch: int | None, image_format: str, write: str, backend: str, precision: str | None,
+    family: str | None, factory: str | None, options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Render the directions of BANK on MODEL or ARTIFACT.
 

@@ -9,10 +9,38 @@ from torch import Tensor
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Generator
+from fastdirs.manifest import Json
 from fastdirs.registry import unknown_name
 
 Source = str | tuple[str, Callable[[Tensor], Tensor]]
 """A tensor's name in the checkpoint, and how it is laid out: reshaped, permuted, flipped or sliced."""
+
+
+# Besides a file's own tensors, a generator holds a few small ones that are computed.
+_SPARE_VALUES = 2**22
+
+
+def built(build: Callable[[Json], Generator], config: Json, checkpoint: Checkpoint) -> Generator:
+    """A generator with room for a checkpoint's tensors, unless their shapes ask for far more than they hold.
+
+    Args:
+        build: The family's `build`.
+        config: The architecture, as read off the shapes.
+        checkpoint: Where the shapes come from.
+
+    Raises:
+        CheckpointError: The shapes do not belong together.
+    """
+    # Without memory first: two sizes from different tensors of a damaged file may make a huge product.
+    with torch.device("meta"):
+        wanted = sum(tensor.numel() for tensor in build(config).state_dict().values())
+    given = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    if wanted > 2 * given + _SPARE_VALUES:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {given:,} values, but the shapes of its tensors ask for {wanted:,}. "
+            "The file is damaged or of another variant."
+        )
+    return build(config)
 
 
 def fill(

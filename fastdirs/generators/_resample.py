@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _DENSE = 96
-"""Pixels per side up to which a separable filter is faster as a product with two dense matrices, measured."""
+"""Pixels per side up to which a product with dense matrices is faster than convolutions, measured."""
 
 
 class Resample(nn.Module):
     """Finite impulse response resampling of every channel alike.
 
-    No zeros are inserted: a small picture is multiplied by a matrix for each axis that does all steps at once,
-    which torch and the compiled runtimes do faster than any convolution with a filter for each channel; a large
-    one, or a filter that is not separable, goes through a transposed convolution (up) or a strided one (down).
+    No zeros are inserted. Pictures go through a transposed convolution (up) or a strided one (down). Small
+    ones, and separable filters, through a matrix for each axis that does all steps at once: torch and the
+    compiled runtimes multiply matrices faster than they filter channels one by one.
 
     Args:
         taps: The filter, applied as a convolution (that is, flipped). `[k]` for a separable one, or `[k, k]`,
@@ -25,12 +25,14 @@ class Resample(nn.Module):
         down: Factor of downsampling.
         padding: Zeros to add at the left, right, top and bottom, after upsampling; negative ones crop.
         gain: Factor of the result.
+        size: Pixels per side of the pictures that will come, where that is known; None allows all.
 
     Source:
         Karras et al. 2019 and 2021 (StyleGAN, StyleGAN3), "upfirdn".
     """
 
     taps: Tensor
+    places: Tensor | None
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Resample(nn.Module):
         down: int = 1,
         padding: tuple[int, int, int, int] = (0, 0, 0, 0),
         gain: float = 1.0,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("taps", taps.clone())
@@ -46,37 +49,33 @@ class Resample(nn.Module):
         self.down = down
         self.padding = padding
         self.gain = gain
+        places = None
+        if size is not None and size <= _DENSE and taps.ndim == 1 and padding[:2] == padding[2:]:
+            places = self._places(size)
+        self.register_buffer("places", places, persistent=False)
+
+    def _places(self, size: int) -> Tensor:
+        """Which tap stands for an input in an output, the number of taps for none: `[outputs, size]`, int64."""
+        before, after = self.padding[:2]
+        count = len(self.taps)
+        outputs = (size * self.up + before + after - count) // self.down + 1
+        places = count - 1 - before + torch.arange(outputs)[:, None] * self.down - torch.arange(size) * self.up
+        return torch.where((places >= 0) & (places < count), places, count)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, channels, height, width]` -> `[batch, channels, height', width']`, float32."""
-        height, width = x.shape[2:]
-        left, right, top, bottom = self.padding
         if self.taps.ndim == 2:
             return self._convolved(x, self.taps * self.gain, (True, True))
-        if max(height, width) > _DENSE:
-            taps = self.taps * math.sqrt(self.gain)
+        taps = self.taps * math.sqrt(self.gain)
+        if self.places is None:
             x = self._convolved(x, taps[:, None], (True, False))
             return self._convolved(x, taps[None], (False, True))
-        columns = self._matrix(width, left, right)
-        square = (height, top, bottom) == (width, left, right)
-        rows = columns if square else self._matrix(height, top, bottom)
-        # One order leaves pictures transposed in memory and the other takes them so: up, then down copies least.
-        return rows @ (x @ columns.T) if self.up >= self.down else (rows @ x) @ columns.T
-
-    def _matrix(self, size: int, before: int, after: int) -> Tensor:
-        """All steps along one axis of `size` pixels: `[outputs, size]`."""
-        count = len(self.taps)
-        outputs = (size * self.up + before + after - count) // self.down + 1
-        device = self.taps.device
-        # Where in the flipped filter an input stands for an output.
-        place = torch.arange(size, device=device) * self.up + before
-        place = place - torch.arange(outputs, device=device)[:, None] * self.down
-        inside = (place >= 0) & (place < count)
-        taps = self.taps.flip(0) * math.sqrt(self.gain)
-        return taps[place.clamp(0, count - 1)] * inside
+        matrix = F.pad(taps, (0, 1))[self.places]
+        # One order leaves pictures transposed in memory, the other takes them so: up, then down copies least.
+        return matrix @ (x @ matrix.T) if self.up > 1 else (matrix @ x) @ matrix.T
 
     def _convolved(self, x: Tensor, taps: Tensor, axes: tuple[bool, bool]) -> Tensor:
-        """Resampled along the axes (vertical, horizontal) that are True, by `[k, k]`, `[k, 1]` or `[1, k]`."""
+        """Resampled along the axes (vertical, horizontal) that are True; taps `[k, k]`, `[k, 1]`, `[1, k]`."""
         channels = x.shape[1]
         left, right, top, bottom = self.padding
         up = (self.up if axes[0] else 1, self.up if axes[1] else 1)

@@ -27,8 +27,8 @@ class Layout:
     """How one code base names and lays out a StyleGAN2.
 
     Names hold `{r}` (pixels), `{b}` (block, 0 at 4x4), `{a}` (one less), `{n}` (latent layer), `{m}` (one
-    less) and `{c}` (0 for doubling convolutions, else 1). They end where those of leaves begin, unless a single
-    tensor is meant.
+    less) and `{c}` (0 for doubling convolutions, else 1). They end where those of leaves begin, unless a
+    single tensor is meant.
 
     Attributes:
         title: What to call it.
@@ -104,6 +104,10 @@ def _leaves(
     }  # fmt: skip
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 NVIDIA = Layout(
     title="NVIDIA",
     mark=r"synthesis\.b\d+\.(conv[01]|torgb)\.",
@@ -120,10 +124,10 @@ NVIDIA = Layout(
     shortcut="synthesis.b{r}.skip.",
     facts={"style_offset": 0.0, "eps_by_fan_in": False, "filter_gain": 4.0},
     required={"activation": "lrelu", "lr_multiplier": 0.01, "kernel_size": 3},
-    harmless=frozenset(
+    harmless=_words(
         "z_dim c_dim w_dim img_resolution img_channels channel_base channel_max num_fp16_res use_fp16 "
         "fp16_channels_last channels_last fused_modconv_default resample_filter conv_clamp use_noise "
-        "w_avg_beta num_layers embed_features layer_features num_ws architecture".split()
+        "w_avg_beta num_layers embed_features layer_features num_ws architecture"
     ),
     unused=(r"synthesis\.b\d+\.(conv1\.)?resample_filter",),
 )
@@ -184,11 +188,11 @@ TENSORFLOW = Layout(
         "nonlinearity": "lrelu", "mapping_nonlinearity": "lrelu", "mapping_lrmul": 0.01,
         "normalize_latents": True,
     },
-    harmless=frozenset(
+    harmless=_words(
         "unchecked latent_size label_size dlatent_size resolution num_channels fmap_base fmap_decay fmap_min "
         "fmap_max num_fp16_res conv_clamp resample_kernel use_noise mapping_layers mapping_fmaps label_fmaps "
         "w_avg_beta dlatent_avg_beta truncation_psi truncation_cutoff style_mixing_prob randomize_noise "
-        "structure conditioning fused_modconv dtype architecture".split()
+        "structure conditioning fused_modconv dtype architecture"
     ),
     refused={
         r"G_mapping/LabelConcat/.*": "classes that are joined to z before it is normalised (LabelConcat)",

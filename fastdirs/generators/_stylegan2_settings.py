@@ -1,8 +1,10 @@
-"""What the names, shapes and settings in a file say of a StyleGAN2's architecture, and what they leave open."""
+"""What a StyleGAN2's architecture follows from, and where a file says it: in names, shapes and settings."""
 
 import re
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +20,55 @@ UNSAID = object()
 _POSITIONAL = (
     "z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"
 )  # fmt: skip
+_NESTED = ("mapping_kwargs", "synthesis_kwargs")
+_USUAL_CLAMP = 256.0
 _MAX_CLAMP = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that the architecture follows from.
+
+    Attributes:
+        z_dim: Size of z.
+        w_dim: Size of one w.
+        channels: Channels at 4x4, 8x8, ... pixels; as many as there are resolutions.
+        mapping_widths: Outputs of each layer of the mapping network; the last one is `w_dim`, or as many w as
+            there are latent layers.
+        c_dim: Number of classes, 0 if unconditional.
+        embed_dim: Size of the embedded class.
+        img_channels: 1 or 3.
+        architecture: "skip" (an image at every resolution, summed), "resnet" (shortcuts) or "orig" (neither).
+        conv_clamp: Activations stay within plus or minus this; None: everywhere.
+        style_offset: Added to every style, besides its bias.
+        eps: Epsilon of the demodulation.
+        eps_by_fan_in: Whether that epsilon counts for weights scaled by one over the root of their fan-in.
+        resample_kernel: Weights of the resampling filter, a row of them.
+        filter_gain: Factor of that filter where it doubles the size: 4, or 1 where the stored taps hold it.
+        use_noise: Whether the convolutions have noise.
+        noise: What noise: "const", "none" or "random".
+        output: Last activation, "linear" or "tanh".
+        latent_mean: "stored" with the weights, or "of 4096 samples".
+    """
+
+    z_dim: int
+    w_dim: int
+    channels: list[int]
+    mapping_widths: list[int]
+    c_dim: int = 0
+    embed_dim: int = 0
+    img_channels: int = 3
+    architecture: str = "skip"
+    conv_clamp: float | None = None
+    style_offset: float = 0.0
+    eps: float = 1e-8
+    eps_by_fan_in: bool = False
+    resample_kernel: list[float] = field(default_factory=lambda: [1.0, 3.0, 3.0, 1.0])
+    filter_gain: float = 4.0
+    use_noise: bool = True
+    noise: str = "const"
+    output: str = "linear"
+    latent_mean: str = "stored"
 
 
 def refuse_variants(layout: Layout, checkpoint: Checkpoint, outline: Outline) -> None:
@@ -91,7 +141,8 @@ def settings_of(
         refining, doubling = f"stages.{2 * block}.convolution", f"stages.{2 * block - 1}.convolution"
         return vote(
             (f"{refining}.bias", 0), (f"{refining}.affine.bias", 0), (f"{refining}.weight", 0),
-            (f"{doubling}.bias", 0), (f"{doubling}.weight", 1), (f"stages.{2 * block + 1}.rgb.affine.bias", 0),
+            (f"{doubling}.bias", 0), (f"{doubling}.weight", 1),
+            (f"stages.{2 * block + 1}.rgb.affine.bias", 0),
         )  # fmt: skip
 
     def width(index: int) -> int:
@@ -123,9 +174,7 @@ def settings_of(
         "resample_kernel": _kernel(layout, checkpoint)
         or ([1.0, 3.0, 3.0, 1.0] if size == 4 else [1.0] * size),
         "use_noise": outline.use_noise,
-        "output": chosen(
-            options, "output", "linear", ("linear", "tanh"), assumed if layout is GENFORCE else None
-        ),
+        "output": _output(layout, checkpoint, options, assumed),
         "latent_mean": "stored" if outline.mean else "of 4096 samples",
     }
     if not outline.mean:
@@ -158,21 +207,21 @@ def _check_sizes(checkpoint: Checkpoint, found: Json) -> None:
     sizes = [found[name] for name in ("z_dim", "w_dim", "img_channels")]
     if found["img_channels"] not in (1, 3):
         raise CheckpointError(
-            f"{checkpoint.path} makes images of {found['img_channels']} channels. Expected 1 (grey) or 3 (RGB)."
+            f"{checkpoint.path} makes images of {found['img_channels']} channels. Expected 1 (grey) or 3."
         )
     layers = 2 * len(found["channels"])
     widths = [found["z_dim"] + found["embed_dim"], *found["mapping_widths"]]
     if min(sizes) < 1 or widths[-1] not in (found["w_dim"], layers * found["w_dim"]):
         raise CheckpointError(
-            f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values, where z and w of "
-            f"{found['w_dim']} are expected. The file is damaged or of another variant."
+            f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values. Expected one to "
+            f"{found['w_dim']}, the size of w: the file is damaged or of another variant."
         )
-    products = [a * b for a, b in zip(widths, widths[1:], strict=False)]
+    products = [a * b for a, b in pairwise(widths)]
     products += [9 * c * c for c in found["channels"]]
     if sum(products) > 2 * sum(tensor.numel() for tensor in checkpoint.tensors.values()):
         raise CheckpointError(
-            f"{checkpoint.path} has shapes that do not fit together: channels of {found['channels']}, mapping "
-            f"layers of {found['mapping_widths']}. The file is damaged."
+            f"{checkpoint.path} has shapes that do not fit together: channels {found['channels']}, mapping "
+            f"layers {found['mapping_widths']}. The file is damaged."
         )
 
 
@@ -184,46 +233,68 @@ def _said(layout: Layout, checkpoint: Checkpoint) -> list[tuple[str, Any]]:
     if layout is not NVIDIA or "class_name" not in settings:
         return []
     given = _named(settings)
-    nested = [given.pop(name, None) or {} for name in ("mapping_kwargs", "synthesis_kwargs")]
+    nested = [given.pop(name) for name in _NESTED if isinstance(given.get(name), dict)]
     return [item for part in (given, *nested) for item in part.items()]
 
 
 def _named(settings: Json) -> Json:
-    """The arguments of a constructor, all by name."""
+    """The arguments of a constructor, all by name; what is no mapping of names stays where it is."""
     given = {name: value for name, value in settings.items() if name not in ("class_name", "init_args")}
-    return {**dict(zip(_POSITIONAL, settings.get("init_args") or [], strict=False)), **given}
+    positional = settings.get("init_args")
+    return {
+        **dict(zip(_POSITIONAL, positional if isinstance(positional, list) else [], strict=False)),
+        **given,
+    }
 
 
 def _conv_clamp(
     layout: Layout, checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[str]
 ) -> float | None:
     """Where activations are clipped, as the file says; by the option where it does not."""
-    path, settings = checkpoint.path, dict(_said(layout, checkpoint))
-    usual: float | None = None
-    known = settings.get("conv_clamp", UNSAID)
-    if layout is NVIDIA and known is UNSAID:
-        usual = 256.0
-        if "synthesis_kwargs" in _named(checkpoint.settings):
-            known = None  # stylegan2-ada-pytorch: its networks clip nothing unless told.
-        elif "channel_base" in settings:
-            known = usual  # The StyleGAN2 of the stylegan3 repository.
-    if layout is TENSORFLOW and known is UNSAID and settings:
-        known = None
-    if known is not UNSAID:
-        if known is not None and (
-            isinstance(known, bool) or not isinstance(known, int | float) or not known > 0
-        ):
-            raise CheckpointError(
-                f"{path} was made with conv_clamp={known!r}. Expected a number above 0, or none."
-            )
+    path, said = checkpoint.path, _clamp_in(layout, checkpoint)
+    if said is not UNSAID:
         if "conv_clamp" in options:
-            raise CheckpointError(f"{path} says itself that conv_clamp is {known}. Leave the option out.")
-        return None if known is None else float(known)
-    if options.get("conv_clamp") == "none":
+            raise CheckpointError(f"{path} says itself that conv_clamp is {said}. Leave the option out.")
+        if said is None:
+            return None
+        if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said <= _MAX_CLAMP:
+            raise CheckpointError(
+                f"{path} was made with conv_clamp={said!r}. Expected a number above 0, or none."
+            )
+        return float(said)
+    if layout is NVIDIA or options.get("conv_clamp", "none") != "none":
+        if options.get("conv_clamp") == "none":
+            return None
+        return number(options, "conv_clamp", _USUAL_CLAMP, 1e-6, _MAX_CLAMP, assumed)
+    if layout is TENSORFLOW and "conv_clamp" not in options:
+        assumed.append("conv_clamp=none")
+    return None
+
+
+def _output(layout: Layout, checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[str]) -> str:
+    """The last activation, which only genforce lets its users choose."""
+    if layout is GENFORCE:
+        return chosen(options, "output", "linear", ("linear", "tanh"), assumed)
+    if "output" in options:
+        raise CheckpointError(
+            f"{checkpoint.path} is a {layout.title} file, whose last layer is always linear. "
+            "Leave the option output out."
+        )
+    return "linear"
+
+
+def _clamp_in(layout: Layout, checkpoint: Checkpoint) -> Any:
+    """The value that a file's settings give or imply, `UNSAID` if they leave it open."""
+    settings = dict(_said(layout, checkpoint))
+    if "conv_clamp" in settings:
+        return settings["conv_clamp"]
+    if layout is TENSORFLOW and settings:
         return None
-    if usual is None and "conv_clamp" not in options:
-        return None
-    return number(options, "conv_clamp", usual or 256.0, 1e-6, _MAX_CLAMP, assumed)
+    if layout is NVIDIA and "synthesis_kwargs" in _named(checkpoint.settings):
+        return None  # The networks of stylegan2-ada-pytorch clip nothing unless told.
+    if layout is NVIDIA and "channel_base" in settings:
+        return _USUAL_CLAMP  # The StyleGAN2 of the stylegan3 repository always does.
+    return UNSAID
 
 
 def _kernel(layout: Layout, checkpoint: Checkpoint) -> list[float] | None:

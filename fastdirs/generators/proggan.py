@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
-from fastdirs.generators._layout import Source, chosen, count_of, fill, shape_of
+from fastdirs.generators._layout import Source, built, chosen, count_of, fill, shape_of
 from fastdirs.manifest import Json
 
 _FIRST_SIZE = 4
@@ -168,6 +168,7 @@ def _from_features(checkpoint: Checkpoint, options: Mapping[str, str]) -> Genera
                 f"{option} settles a doubt of genforce files, and {checkpoint.path} is none. Leave it out."
             )
     count = count_of(checkpoint, r"features\.(\d+)\.(?:conv\.weight|wscale\.\w+)")
+    _check_count(checkpoint, count)
     widths = [shape_of(checkpoint, f"features.{index}.wscale.b", 1)[0] for index in range(count)]
     channels = shape_of(checkpoint, "output.wscale.b", 1)[0]
     generator = _generator(checkpoint, "features.0.conv.weight", widths, channels, "linear")
@@ -186,6 +187,7 @@ def _from_features(checkpoint: Checkpoint, options: Mapping[str, str]) -> Genera
 def _from_genforce(checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[str]) -> Generator:
     """`layer{i}.*`, `output{b}.*` (a picture of each resolution), `lod`; the scales are not in the file."""
     count = count_of(checkpoint, r"layer(\d+)\.(?:weight|bias)")
+    _check_count(checkpoint, count)
     widths = [shape_of(checkpoint, f"layer{index}.bias", 1)[0] for index in range(count)]
     output = f"output{count // 2 - 1}"
     channels = shape_of(checkpoint, f"{output}.bias", 1)[0]
@@ -211,15 +213,19 @@ def _from_genforce(checkpoint: Checkpoint, options: Mapping[str, str], assumed: 
     return generator
 
 
+def _check_count(checkpoint: Checkpoint, count: int) -> None:
+    """Raises CheckpointError unless the layers come in pairs."""
+    if not count or count % 2:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {count} layers called features.0 or layer0 and on. Expected two for "
+            "each resolution: the file is incomplete or no ProgGAN."
+        )
+
+
 def _generator(
     checkpoint: Checkpoint, first: str, widths: list[int], channels: int, output: str
 ) -> Generator:
     """A generator of these sizes, with any weights; z is read off the first layer's tensor."""
-    if not widths or len(widths) % 2:
-        raise CheckpointError(
-            f"{checkpoint.path} holds {len(widths)} layers, but a ProgGAN has two for each resolution: the "
-            "file is incomplete. Download or save it again."
-        )
     if channels not in (1, 3):
         raise CheckpointError(f"{checkpoint.path} makes images of {channels} channels. Expected 1 or 3.")
     outputs, z_dim, *kernel = shape_of(checkpoint, first, 4)
@@ -228,7 +234,8 @@ def _generator(
             f"{checkpoint.path} holds {first!r} of shape {[outputs, z_dim, *kernel]}. Expected a 4x4 kernel, "
             "which opens z into the first picture."
         )
-    return _build({"z_dim": z_dim, "widths": widths, "img_channels": channels, "output": output})
+    config = {"z_dim": z_dim, "widths": widths, "img_channels": channels, "output": output}
+    return built(_build, config, checkpoint)
 
 
 def _fused_scale(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
-from fastdirs.generators._layout import Source, count_of, fill, number, shape_of
+from fastdirs.generators._layout import Source, built, count_of, fill, number, shape_of
 from fastdirs.manifest import Json
 
 _FIRST_SIZE = 4
@@ -140,14 +140,13 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
         shape_of(checkpoint, _convolution_at(checkpoint, block, "conv1", "weight"), 4) for block in blocks
     ]
     first, norm, last = f"{prefix}0", f"{prefix}{end}", f"{prefix}{end + 2}"
-    z_dim, channels = (
-        shape_of(checkpoint, f"{first}.weight", 2)[1],
-        shape_of(checkpoint, f"{last}.weight", 4)[0],
-    )
+    z_dim = shape_of(checkpoint, f"{first}.weight", 2)[1]
+    channels = shape_of(checkpoint, f"{last}.weight", 4)[0]
     if channels not in (1, 3):
         raise CheckpointError(f"{path} makes images of {channels} channels. Expected 1 or 3.")
     widths = [shapes[0][1], *(shape[0] for shape in shapes)]
-    generator = _build({"z_dim": z_dim, "widths": widths, "img_channels": channels, "eps": eps})
+    config = {"z_dim": z_dim, "widths": widths, "img_channels": channels, "eps": eps}
+    generator = built(_build, config, checkpoint)
     _check_settings(checkpoint, generator)
 
     # Which tensor of the file stands where in the generator.
@@ -166,6 +165,7 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     sources |= {f"stages.0.body.1.{part}": f"{first}.{part}" for part in _PARTS}
     sources |= {f"{closing}.2.{part}": f"{last}.{part}" for part in _PARTS}
     fill(generator, checkpoint, sources, unused=[rf"{re.escape(prefix)}\d+\.model\.[36]\.(weight|bias)"])
+    _check_variances(checkpoint)
     _check_copies(checkpoint, blocks)
     name = path.name if path.is_dir() else path.stem
     generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
@@ -178,6 +178,16 @@ def _convolution_at(checkpoint: Checkpoint, block: str, attribute: str, part: st
     return double if usual not in checkpoint.tensors and double in checkpoint.tensors else usual
 
 
+def _check_variances(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where a batch norm would take the root of a negative number."""
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise CheckpointError(
+                f"{checkpoint.path} has negative variances in {name!r}: the file is damaged. Download it "
+                "again."
+            )
+
+
 def _check_copies(checkpoint: Checkpoint, blocks: list[str]) -> None:
     """Raises CheckpointError where the two copies of a convolution differ, so that neither can be trusted."""
     tensors = checkpoint.tensors
@@ -185,11 +195,8 @@ def _check_copies(checkpoint: Checkpoint, blocks: list[str]) -> None:
         for attribute, place in _CONVOLUTIONS.items():
             for part in _PARTS:
                 usual, double = f"{block}.{attribute}.{part}", f"{block}.model.{place}.{part}"
-                if (
-                    double in tensors
-                    and usual in tensors
-                    and not torch.equal(tensors[usual], tensors[double])
-                ):
+                both = usual in tensors and double in tensors
+                if both and not torch.equal(tensors[usual], tensors[double]):
                     raise CheckpointError(
                         f"{checkpoint.path} holds one convolution as {usual!r} and as {double!r}, but with "
                         "different values: the file was changed or damaged. Download it again."

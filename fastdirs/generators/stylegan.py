@@ -11,19 +11,21 @@ from torch.nn import functional as F
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, FeatureStage, Generator, Provenance
-from fastdirs.generators._layout import Source, chosen, count_of, fill, shape_of
+from fastdirs.generators._layout import Source, built, chosen, count_of, fill, shape_of
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample, binomial
 from fastdirs.manifest import Json
 
 _FIRST_SIZE = 4
 _EPS = 1e-8
+# 4096 pixels.
+_MAX_LAYERS = 22
 _FUSED_FROM = 128
 _NOISES = ("const", "none", "random")
 _OUTPUTS = ("linear", "tanh")
 _OPTIONS = {
     "key": "which state dict of the file to take",
-    "fused_scale": "which doublings are transposed convolutions: auto (default: from 128 pixels on), all or none",
+    "fused_scale": "what doubles by transposed convolutions: auto (default: from 128 pixels on), all or none",
     "noise": "const (default: the stored noise), none, or random (fresh for each image; cannot be exported)",
     "output": "last activation: linear (default) or tanh",
 }
@@ -67,7 +69,7 @@ class _Layer(nn.Module):
         self.style = EqualLinear(w_dim, 2 * outputs)
 
     def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
-        """Features `[batch, inputs, h, h]` and latents `[batch, layers, dim]` -> `[batch, outputs, h', h']`."""
+        """Features `[batch, inputs, h, h]`, latents `[batch, layers, dim]` -> `[batch, outputs, h', h']`."""
         offset = self.bias[:, None, None]
         if self.noise_kind == "random":
             offset = offset + torch.randn_like(self.noise.expand(len(latents), -1, -1, -1)) * self._strength
@@ -90,7 +92,7 @@ class StyleGan(Generator):
     Args:
         z_dim: Size of z.
         w_dim: Size of one latent layer.
-        mapping_widths: Outputs of the mapping network's layers; the last is `w_dim`, or `w_dim` for each layer.
+        mapping_widths: Outputs of the mapping network's layers; the last is `w_dim`, or that for each layer.
         widths: Channels of each layer, two for each resolution from 4x4 on.
         img_channels: 1 (grey) or 3 (RGB).
         noise: "const" (as stored), "none" or "random" (drawn anew for each image).
@@ -125,7 +127,8 @@ class StyleGan(Generator):
             inputs = widths[layer - 1] if layer else None
             stages.append(_Layer(layer, inputs, outputs, w_dim, gain, noise))
         to_image = nn.Conv2d(widths[-1], img_channels, 1)
-        nn.init.normal_(to_image.weight)
+        # Smaller than the published start, so that untrained images lie mostly in [-1, 1].
+        nn.init.normal_(to_image.weight, std=0.3)
         stages.append(FeatureStage(nn.Sequential(to_image, *([nn.Tanh()] if output == "tanh" else []))))
         super().__init__(
             family="stylegan", space="w+", z_dim=z_dim, num_layers=count, dim=w_dim,
@@ -200,10 +203,10 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     path, assumed = checkpoint.path, list[str]()
     _refuse_variants(checkpoint)
     count = count_of(checkpoint, r"synthesis\.layer(\d+)\..+")
-    if count % 2:
+    if count % 2 or not 0 < count <= _MAX_LAYERS:
         raise CheckpointError(
-            f"{path} holds {count} layers, but a StyleGAN has two for each resolution: the file is incomplete. "
-            "Download or save it again."
+            f"{path} holds {count} layers called synthesis.layer0 and on. Expected two for each resolution, "
+            f"at most {_MAX_LAYERS}: the file is incomplete or no StyleGAN."
         )
     layers = [f"synthesis.layer{index}" for index in range(count)]
     output = f"synthesis.output{count // 2 - 1}"
@@ -213,17 +216,16 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     dense = [f"mapping.dense{index}" for index in range(count_of(checkpoint, r"mapping\.dense(\d+)\..+"))]
     fused_scale = chosen(options, "fused_scale", "auto", ("auto", "all", "none"), assumed)
     w_dim = shape_of(checkpoint, "synthesis.layer0.style.weight", 2)[1]
-    generator = _build(
-        {
-            "z_dim": shape_of(checkpoint, "mapping.dense0.weight", 2)[1],
-            "w_dim": w_dim,
-            "mapping_widths": [shape_of(checkpoint, f"{each}.bias", 1)[0] for each in dense],
-            "widths": [shape_of(checkpoint, f"{each}.bias", 1)[0] for each in layers],
-            "img_channels": channels,
-            "noise": options.get("noise", "const"),
-            "output": chosen(options, "output", "linear", _OUTPUTS, assumed),
-        }
-    )
+    config = {
+        "z_dim": shape_of(checkpoint, "mapping.dense0.weight", 2)[1],
+        "w_dim": w_dim,
+        "mapping_widths": [shape_of(checkpoint, f"{each}.bias", 1)[0] for each in dense],
+        "widths": [shape_of(checkpoint, f"{each}.bias", 1)[0] for each in layers],
+        "img_channels": channels,
+        "noise": options.get("noise", "const"),
+        "output": chosen(options, "output", "linear", _OUTPUTS, assumed),
+    }
+    generator = built(_build, config, checkpoint)
     # Which tensor of the file stands where in the generator.
     sources: dict[str, Source] = {
         "latent_mean": ("truncation.w_avg", lambda mean: mean.reshape(-1, w_dim).expand(count, -1)),
@@ -298,14 +300,14 @@ def _refuse_variants(checkpoint: Checkpoint) -> None:
     for name, kernel in kernels.items():
         if kernel.ndim == 4 and not torch.equal(kernel, kernel[:1].expand_as(kernel)):
             raise CheckpointError(
-                f"{path} holds {name!r}, which blurs each channel in another way. Expected one filter for all: "
-                "the file is damaged or of another variant."
+                f"{path} holds {name!r}, which blurs each channel in another way. Expected one filter for "
+                "all: the file is damaged or of another variant."
             )
     lod = tensors.get("synthesis.lod")
     if lod is not None and bool((lod != 0).any()):
         raise CheckpointError(
-            f"{path} has synthesis.lod={lod.flatten()[0]:g}: its training ended before the network had grown to "
-            "its full size, so its last layers make no picture. Take a later snapshot, with lod=0."
+            f"{path} has synthesis.lod={lod.flatten()[0]:g}: its training ended before the network had grown "
+            "to its full size, so its last layers make no picture. Take a later snapshot, with lod=0."
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, Generator, Provenance, State
 from fastdirs.generators._layout import chosen, fill
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
-from fastdirs.generators._resample import Resample, binomial
+from fastdirs.generators._resample import Resample
 from fastdirs.generators._stylegan2_layouts import layout_of, mean_of, outline_of, sources_of
-from fastdirs.generators._stylegan2_settings import refuse_variants, settings_of
+from fastdirs.generators._stylegan2_settings import Settings, refuse_variants, settings_of
 from fastdirs.manifest import Json
 
 NOISE = ("const", "none", "random")
@@ -29,58 +29,16 @@ _OPTIONS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Everything that the architecture follows from.
-
-    Attributes:
-        z_dim: Size of z.
-        w_dim: Size of one w.
-        channels: Channels at 4x4, 8x8, ... pixels; as many as there are resolutions.
-        mapping_widths: Outputs of each layer of the mapping network; the last one is `w_dim`, or as many w as
-            there are latent layers.
-        c_dim: Number of classes, 0 if unconditional.
-        embed_dim: Size of the embedded class.
-        img_channels: 1 or 3.
-        architecture: "skip" (an image at every resolution, summed), "resnet" (shortcuts) or "orig" (neither).
-        conv_clamp: Activations stay within plus or minus this; None: everywhere.
-        style_offset: Added to every style, besides its bias.
-        eps: Epsilon of the demodulation.
-        eps_by_fan_in: Whether that epsilon counts for weights scaled by one over the root of their fan-in.
-        resample_kernel: Weights of the resampling filter, a row of them.
-        filter_gain: Factor of that filter where it doubles the size: 4, or 1 where the stored taps hold it.
-        use_noise: Whether the convolutions have noise.
-        noise: What noise: "const", "none" or "random".
-        output: Last activation, "linear" or "tanh".
-        latent_mean: "stored" with the weights, or "of 4096 samples".
-    """
-
-    z_dim: int
-    w_dim: int
-    channels: list[int]
-    mapping_widths: list[int]
-    c_dim: int = 0
-    embed_dim: int = 0
-    img_channels: int = 3
-    architecture: str = "skip"
-    conv_clamp: float | None = None
-    style_offset: float = 0.0
-    eps: float = 1e-8
-    eps_by_fan_in: bool = False
-    resample_kernel: list[float] = field(default_factory=lambda: [1.0, 3.0, 3.0, 1.0])
-    filter_gain: float = 4.0
-    use_noise: bool = True
-    noise: str = "const"
-    output: str = "linear"
-    latent_mean: str = "stored"
-
-    def resample(self, *, doubling: bool) -> Resample:
-        """The filter that doubles a picture, or that follows a transposed convolution of three taps."""
-        taps, size = binomial(tuple(self.resample_kernel)), len(self.resample_kernel)
-        # Both keep the picture centred: what the doubled size and the three taps ask for, shared by two sides.
-        left, right = ((size + 1) // 2, (size - 2) // 2) if doubling else ((size - 1) // 2, (size - 2) // 2)
-        padding = (left, right, left, right)
-        return Resample(taps, up=2 if doubling else 1, padding=padding, gain=self.filter_gain)
+def _resample(settings: Settings, *, doubling: bool) -> Resample:
+    """The filter that doubles a picture, or that follows a transposed convolution of three taps."""
+    row = torch.tensor(settings.resample_kernel)
+    size = len(row)
+    # The result stays centred: what the size lacks is shared by two sides, the odd rest on the left.
+    left, right = ((size + 1) // 2, (size - 2) // 2) if doubling else ((size - 1) // 2, (size - 2) // 2)
+    taps = torch.outer(row, row) / row.sum() ** 2
+    return Resample(
+        taps, up=2 if doubling else 1, padding=(left, right, left, right), gain=settings.filter_gain
+    )
 
 
 class StyledConvolution(nn.Module):
@@ -96,8 +54,8 @@ class StyledConvolution(nn.Module):
         settings: Of the network.
 
     Source:
-        Karras et al. 2020 (StyleGAN2), section 2.2 and appendix B; the constant weights are equation 3 read as
-        a scaling of activations, which is equal up to rounding.
+        Karras et al. 2020 (StyleGAN2), section 2.2 and appendix B. Differs: equations 1 and 3 scale
+        activations instead of weights, which is equal up to rounding.
     """
 
     noise: Tensor
@@ -112,7 +70,7 @@ class StyledConvolution(nn.Module):
         if settings.use_noise:
             self.noise_strength = nn.Parameter(torch.tensor(0.1))
             self.register_buffer("noise", torch.randn(resolution, resolution))
-        self.blur = settings.resample(doubling=False) if up else None
+        self.blur = _resample(settings, doubling=False) if up else None
         self.noise_kind = settings.noise if settings.use_noise else "none"
         self.style_offset = settings.style_offset
         self.eps = settings.eps * (9 * inputs if settings.eps_by_fan_in else 1)
@@ -157,7 +115,7 @@ class ToRgb(nn.Module):
         self.affine = EqualLinear(settings.w_dim, inputs)
         nn.init.constant_(self.affine.bias, 1.0 - settings.style_offset)
         # Unlike in training, so small that the sum over all resolutions mostly stays in [-1, 1].
-        scale = 0.25 / math.sqrt(len(settings.channels))
+        scale = 0.25 / math.sqrt(len(settings.channels) if settings.architecture == "skip" else 1)
         self.weight = nn.Parameter(torch.randn(settings.img_channels, inputs) * scale)
         self.bias = nn.Parameter(torch.zeros(settings.img_channels))
         self.gain = 1 / math.sqrt(inputs)
@@ -165,13 +123,14 @@ class ToRgb(nn.Module):
         self.clamp = settings.conv_clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """Features `[batch, inputs, height, width]`, w `[batch, w_dim]` -> images `[batch, channels, ...]`."""
+        """Features `[batch, inputs, height, width]`, w `[batch, w_dim]` -> `[batch, img_channels, ...]`."""
         style = (self.affine(w) + self.style_offset) * self.gain
         # A product for each image: three rows are scaled here, and not a whole picture of features.
         image = (self.weight * style[:, None]) @ x.flatten(2) + self.bias[:, None]
         if self.clamp is not None:
             image = image.clamp(-self.clamp, self.clamp)
-        return image.unflatten(2, x.shape[2:])
+        images: Tensor = image.unflatten(2, x.shape[2:])
+        return images
 
 
 class Shortcut(nn.Module):
@@ -181,7 +140,7 @@ class Shortcut(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
         self.gain = math.sqrt(0.5 / inputs)
-        self.upsample = settings.resample(doubling=True)
+        self.upsample = _resample(settings, doubling=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` -> `[batch, outputs, 2 * height, 2 * width]`."""
@@ -213,7 +172,7 @@ class DoublingStage(nn.Module):
         self.layer = layer
         skip = settings.architecture == "skip"
         self.rgb = ToRgb(inputs, settings) if skip else None
-        self.upsample = settings.resample(doubling=True) if skip and block else None
+        self.upsample = _resample(settings, doubling=True) if skip and block else None
         self.shortcut = Shortcut(inputs, outputs, settings) if settings.architecture == "resnet" else None
         self.convolution = StyledConvolution(inputs, outputs, 8 << block, True, settings)
 
@@ -261,7 +220,7 @@ class LastStage(nn.Module):
         self.layer = layer
         self.rgb = ToRgb(settings.channels[-1], settings)
         adds = settings.architecture == "skip" and len(settings.channels) > 1
-        self.upsample = settings.resample(doubling=True) if adds else None
+        self.upsample = _resample(settings, doubling=True) if adds else None
         self.tanh = settings.output == "tanh"
 
     def forward(self, state: tuple[Tensor, ...], latents: Tensor) -> Tensor:
@@ -303,7 +262,7 @@ class StyleGan2(Generator):
         if settings.latent_mean != "stored":
             # It follows from the weights, so it is none of them, and is made anew whenever these are loaded.
             self.register_buffer("latent_mean", torch.zeros(layers, settings.w_dim), persistent=False)
-            self.register_load_state_dict_post_hook(_take_mean_of_samples)
+            self.register_load_state_dict_post_hook(_take_mean_of_samples)  # type: ignore[no-untyped-call]
 
     @property
     def has_mapping(self) -> bool:
@@ -312,9 +271,10 @@ class StyleGan2(Generator):
 
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
         """z `[batch, z_dim]`, weights of the classes `[batch, c_dim]` -> `[batch, layers, dim]`, float32."""
-        w = self.mapping_network(z, c).unflatten(1, (-1, self.dim))
+        w: Tensor = self.mapping_network(z, c)
+        w = w.reshape(-1, w.shape[1] // self.dim, self.dim)
         # One w for all layers; rare networks make one for each.
-        return w if w.shape[1] == self.num_layers else w.repeat(1, self.num_layers, 1)
+        return w.repeat(1, self.num_layers // w.shape[1], 1)
 
     def factors(self) -> list[Factor]:
         """The weights from w to the styles of every convolution, and of the last image.
@@ -359,10 +319,10 @@ def published(
     channels = [
         min(channel_base // (4 << block), channel_max) for block in range(resolution.bit_length() - 2)
     ]
-    settings = Settings(
-        z_dim=w_dim, w_dim=w_dim, channels=channels, mapping_widths=[w_dim] * mapping_layers, conv_clamp=conv_clamp
-    )  # fmt: skip
-    return asdict(settings)
+    widths = [w_dim] * mapping_layers
+    return asdict(
+        Settings(z_dim=w_dim, w_dim=w_dim, channels=channels, mapping_widths=widths, conv_clamp=conv_clamp)
+    )
 
 
 def _build(config: Json) -> Generator:
@@ -378,8 +338,8 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     layout = layout_of(checkpoint)
     if layout is None:
         raise CheckpointError(
-            f"{checkpoint.path} holds none of the tensors that a StyleGAN2 of NVIDIA, rosinality or genforce has. "
-            "Leave --family out, or name another."
+            f"{checkpoint.path} holds none of the tensors that mark a StyleGAN2 of NVIDIA, rosinality or "
+            "genforce. Leave --family out, or name another."
         )
     outline = outline_of(layout, checkpoint)
     refuse_variants(layout, checkpoint, outline)

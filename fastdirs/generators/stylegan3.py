@@ -3,10 +3,8 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,32 +12,20 @@ from torch.nn import functional as F
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, Generator, Provenance, State
-from fastdirs.generators._layout import count_of, fill, number, shape_of
-from fastdirs.generators._mapping import LR_MULTIPLIER, SLOPE, EqualLinear, MappingNetwork
+from fastdirs.generators._layout import fill
+from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample, lowpass
+from fastdirs.generators._stylegan3_settings import (
+    USUAL,
+    Sampling,
+    config_of,
+    factors_between,
+    samplings,
+    sources,
+)
 from fastdirs.manifest import Json
 
 _EPS = 1e-8
-
-# What NVIDIA's files leave out where it has its usual value.
-_USUAL: Json = {
-    "num_layers": 14,
-    "num_critical": 2,
-    "first_cutoff": 2.0,
-    "first_stopband": 2.0**2.1,
-    "last_stopband_rel": 2.0**0.3,
-    "margin_size": 10,
-    "output_scale": 0.25,
-    "conv_kernel": 3,
-    "filter_size": 6,
-    "lrelu_upsampling": 2,
-    "use_radial_filters": False,
-    "conv_clamp": 256.0,
-}
-# Settings that no picture depends on, or that the names and shapes of the tensors tell.
-_UNUSED = ("channel_base", "channel_max", "num_fp16_res", "magnitude_ema_beta")
-_POSITIONS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
-_LAYER = r"synthesis\.L(\d+)_(\d+)_(\d+)\.(.+)"
 _OPTIONS = {
     "translate": "shift the picture by this part of its width and height, such as 0.13,-0.07 (default 0,0)",
     "rotate": "turn the picture by so many degrees (default 0)",
@@ -47,49 +33,6 @@ _OPTIONS = {
     "conv_clamp": "largest value after a layer, where the file does not say (default 256)",
     "first_cutoff": "highest frequency of the first layer, where the file does not say (default 2)",
 }
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a layer is sampled on its way in or out.
-
-    Attributes:
-        size: Pixels per side, with the margin.
-        rate: Pixels per picture, without it.
-        cutoff: Frequency up to which it carries signals, in cycles per picture.
-        half_width: Half of the transition from pass band to stop band, in cycles per picture.
-    """
-
-    size: int
-    rate: int
-    cutoff: float
-    half_width: float
-
-
-def samplings(config: Json) -> list[Sampling]:
-    """How the layers' outputs are sampled, first to last; the Fourier features are sampled as the first.
-
-    Args:
-        config: Settings, of which those named in the paper's appendix are read.
-
-    Source:
-        Karras et al. 2021, section 3.2 and table 4: cutoff and stop band grow geometrically up to the critically
-        sampled layers, the sampling rate is the power of two that holds them.
-    """
-    resolution, layers = config["img_resolution"], config["num_layers"]
-    progress = np.minimum(np.arange(layers + 1) / (layers - config["num_critical"]), 1)
-    last_cutoff = resolution / 2
-    last_stopband = last_cutoff * config["last_stopband_rel"]
-    cutoffs = config["first_cutoff"] * (last_cutoff / config["first_cutoff"]) ** progress
-    stopbands = config["first_stopband"] * (last_stopband / config["first_stopband"]) ** progress
-    rates = np.exp2(np.ceil(np.log2(np.minimum(stopbands * 2, resolution))))
-    half_widths = np.maximum(stopbands, rates / 2) - cutoffs
-    sizes = rates + 2 * config["margin_size"]
-    sizes[-2:] = resolution
-    return [
-        Sampling(int(size), int(rate), float(cutoff), float(half_width))
-        for size, rate, cutoff, half_width in zip(sizes, rates, cutoffs, half_widths, strict=True)
-    ]
 
 
 def published(
@@ -109,7 +52,7 @@ def published(
         c_dim: Number of classes, 0 if unconditional.
     """
     config = {
-        **_USUAL, "z_dim": 512, "c_dim": c_dim, "w_dim": 512, "mapping_layers": 2, "img_resolution": resolution,
+        **USUAL, "z_dim": 512, "c_dim": c_dim, "w_dim": 512, "mapping_layers": 2, "img_resolution": resolution,
         "img_channels": 3, "translate": "0,0", "rotate": "0",
     }  # fmt: skip
     if variant == "R":
@@ -161,7 +104,9 @@ class FourierInput(nn.Module):
         pose = self.affine(latents[:, 0]).float()
         pose = pose * pose[:, :2].square().sum(dim=1, keepdim=True).rsqrt()
         cos, sin, right, down = pose.unbind(1)
-        rotated = torch.stack([cos, -sin, sin * down - cos * right, sin, cos, -sin * right - cos * down], dim=1)
+        rotated = torch.stack(
+            [cos, -sin, sin * down - cos * right, sin, cos, -sin * right - cos * down], dim=1
+        )
         plane = rotated.reshape(-1, 2, 3) @ self.transform.float() @ self.user.float()
         horizontal, vertical, shift = (self.freqs.float() @ plane).unbind(2)
 
@@ -218,27 +163,32 @@ class SynthesisLayer(Modulated):
     """
 
     def __init__(
-        self, layer: int, channels: tuple[int, int], before: Sampling, after: Sampling, config: Json, critical: bool
+        self,
+        layer: int,
+        channels: tuple[int, int],
+        before: Sampling,
+        after: Sampling,
+        config: Json,
+        critical: bool,
     ) -> None:
         super().__init__(layer, config["w_dim"], *channels, config["conv_kernel"])
-        rate = max(before.rate, after.rate) * config["lrelu_upsampling"]
-        up, down = rate // before.rate, rate // after.rate
-        # A factor of one needs no filter.
-        up_taps, down_taps = (config["filter_size"] * factor if factor > 1 else 1 for factor in (up, down))
+        by = factors_between(before, after, config)
+        rate = before.rate * by.up
         # What makes the output as large as the next layer wants it; an odd pixel goes to the right.
-        total = (after.size - 1) * down + 1 - (before.size + config["conv_kernel"] - 1) * up + up_taps + down_taps - 2
-        low = (total + up) // 2
+        wanted = (after.size - 1) * by.down + by.down_taps + by.up_taps - 1
+        total = wanted - (before.size + config["conv_kernel"] - 1) * by.up
+        low = (total + by.up) // 2
         ends = (low, total - low, low, total - low)
         self.up: nn.Module = nn.ZeroPad2d(ends)
-        if up > 1:
-            taps = lowpass(up_taps, before.cutoff, 2 * before.half_width, rate)
-            self.up = Resample(taps, up=up, padding=ends, gain=up**2)
+        if by.up > 1:
+            taps = lowpass(by.up_taps, before.cutoff, 2 * before.half_width, rate)
+            size = before.size + config["conv_kernel"] - 1
+            self.up = Resample(taps, up=by.up, padding=ends, gain=by.up**2, size=size)
         self.down: nn.Module = nn.Identity()
-        if down > 1:
+        if by.down > 1:
             radial = config["use_radial_filters"] and not critical
-            self.down = Resample(
-                lowpass(down_taps, after.cutoff, 2 * after.half_width, rate, radial), down=down
-            )
+            taps = lowpass(by.down_taps, after.cutoff, 2 * after.half_width, rate, radial)
+            self.down = Resample(taps, down=by.down, size=wanted - by.up_taps + 1)
         self.clamp = config["conv_clamp"]
 
     def forward(self, state: Tensor, latents: Tensor) -> Tensor:
@@ -283,7 +233,9 @@ class StyleGan3(Generator):
 
     def __init__(self, config: Json) -> None:
         steps, channels, last = samplings(config), config["channels"], config["num_layers"]
-        stages: list[nn.Module] = [FourierInput(channels[0], config["w_dim"], steps[0], _user_transform(config))]
+        stages: list[nn.Module] = [
+            FourierInput(channels[0], config["w_dim"], steps[0], _user_transform(config))
+        ]
         for index in range(last):
             before = max(index - 1, 0)
             stages.append(
@@ -318,7 +270,9 @@ class StyleGan3(Generator):
         effect, divided by its own length, is no product with w.
         """
         return [
-            Factor(f"stages.{layer}.affine", layer, self.get_parameter(f"stages.{layer}.affine.weight").detach())
+            Factor(
+                f"stages.{layer}.affine", layer, self.get_parameter(f"stages.{layer}.affine.weight").detach()
+            )
             for layer in range(1, self.num_layers)
         ]
 
@@ -348,3 +302,31 @@ def _user_transform(config: Json) -> Tensor:
 
 def _build(config: Json) -> Generator:
     return StyleGan3(config).eval().requires_grad_(False)
+
+
+def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
+    assumed: list[str] = []
+    generator = _build(config_of(checkpoint, options, assumed))
+    fill(generator, checkpoint, sources(checkpoint, generator.state_dict()))
+    path = checkpoint.path
+    generator.provenance = Provenance(
+        name=path.name if path.is_dir() else path.stem, source=path.name, assumed=tuple(assumed)
+    )
+    return generator
+
+
+def _recognises(checkpoint: Checkpoint) -> bool:
+    return any(
+        name.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_\d+_\d+\.", name)
+        for name in checkpoint.tensors
+    )
+
+
+GENERATOR = Family(
+    summary="StyleGAN3 of NVIDIA, configurations T and R; the picture can be moved and turned",
+    build=_build,
+    infer=_infer,
+    recognises=_recognises,
+    options=_OPTIONS,
+    adjustable=("translate", "rotate"),
+)

@@ -2,10 +2,10 @@
 
 import io
 import pickle
+import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Global:
-    """A name that a pickle holds: `Global("timm.models.layers", "Conv2d")`; calling it is only written down."""
+    """A name that a pickle holds, such as `Global("timm.layers", "Conv2d")`; calls are only written down."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -32,7 +32,7 @@ class Call:
 class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
     """Writes `Global` and `Call` as if they were the real things."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
 
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, Call):
@@ -82,13 +82,40 @@ def network(
     )
 
 
-@pytest.fixture
-def pickled(tmp_path: Path) -> Callable[..., Path]:
-    """Write a pickle of anything: `pickled(content, protocol=4)`."""
+class Pickles:
+    """What the tests need to write such files; `write` puts them into the test's own folder."""
 
-    def write(content: object, protocol: int = 4) -> Path:
-        path = tmp_path / f"content-{protocol}.pkl"
-        path.write_bytes(dumps(content, protocol))
+    dumps = staticmethod(dumps)
+    named = Global
+    network = staticmethod(network)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, content: object, protocol: int = 4) -> Path:
+        return self.raw(dumps(content, protocol))
+
+    def raw(self, data: bytes) -> Path:
+        path = self.folder / "content.pkl"
+        path.write_bytes(data)
         return path
 
-    return write
+    def legacy(self, content: object) -> Path:
+        """A file in torch's older container, without storages of its own."""
+        system = {"protocol_version": 1001, "little_endian": True}
+        parts = (0x1950A86A20F9469CFC6C, 1001, system, content, [])
+        return self.raw(b"".join(dumps(part, 2) for part in parts))
+
+    def zipped(self, content: object, **files: bytes) -> Path:
+        """A file in torch's zip container, without storages of its own; `files` lie beside the pickle."""
+        path = self.folder / "content.pt"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", dumps(content, 2))
+            for name, data in files.items():
+                archive.writestr(f"archive/{name}", data)
+        return path
+
+
+@pytest.fixture
+def pickles(tmp_path: Path) -> Pickles:
+    return Pickles(tmp_path)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdirs.directions import DirectionBank, load_bank
 from fastdirs.discovery import METHODS, discover, parse_settings
 from fastdirs.errors import SelectionError, UnknownNameError
-from fastdirs.generators import Generator
+from fastdirs.generators import Factor, Generator
 from fastdirs.generators.toy import ATTRIBUTES, Toy
 from fastdirs.latents import sample_z
 
@@ -138,3 +138,47 @@ def test_defaults_survive_being_written_as_text(method: str) -> None:
 def test_unknown_method_gets_the_nearest_spelling(toy: Generator) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'sefa'"):
         discover(toy, "seffa")
+
+
+def test_the_layer_that_carries_a_place_is_not_edited(classes: Generator) -> None:
+    bank = discover(classes, "sefa", num_directions=classes.dim)
+    assert bank.layers == classes.editable == (0, 1, 2)
+    assert bank.directions[:, 3].abs().max() == 0
+    assert (bank.directions[:, :3].norm(dim=2) - 1).abs().max() < 1e-5
+    for layers in ([3], [0, 3]):
+        with pytest.raises(
+            SelectionError, match=r"Layer 3 of classes is no latent to edit.*Layers 0 to 2 can"
+        ):
+            discover(classes, "sefa", layers=layers, num_directions=1)
+    with pytest.raises(SelectionError, match="No layer to edit"):
+        discover(classes, "sefa", layers=[], num_directions=1)
+
+
+def test_directions_are_of_the_chosen_layers_alone(classes: Generator) -> None:
+    one = discover(classes, "sefa", layers=[1], num_directions=4)
+    assert one.directions[:, [0, 2, 3]].abs().max() == 0
+    weight = classes.factors()[1].weight.double()
+    weight = weight / weight.norm(dim=1, keepdim=True)
+    _, vectors = torch.linalg.eigh(weight.T @ weight)
+    cosines = (one.directions[:, 1].double() * vectors.T.flip(0)[:4]).sum(1).abs()
+    torch.testing.assert_close(cosines, torch.ones(4, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_scales_are_those_of_the_z_that_is_drawn(classes: Generator) -> None:
+    bank = discover(classes, "sefa", num_directions=3)
+    # The standard deviation of a normal distribution that is cut at 2; the place among statistics has none.
+    torch.testing.assert_close(bank.scales, torch.full((3,), 0.8796), rtol=0.06, atol=0)
+
+
+def test_scales_of_a_mapping_that_reads_the_class(conditional: Generator) -> None:
+    class Factorised(type(conditional)):  # type: ignore[misc]
+        def factors(self) -> list[Factor]:
+            return [Factor(f"stages.{i}", i, stage.scale.weight) for i, stage in enumerate(self.stages)]
+
+    torch.manual_seed(0)
+    generator = Factorised(c_dim=3).eval().requires_grad_(False)
+    bank = discover(generator, "sefa", num_directions=2)
+    seeds = range(3000, 5000)
+    latents = generator.mapping(generator.sample(seeds), generator.sample_classes(seeds))
+    along = torch.einsum("bld,kld->bkl", latents, bank.directions).std(dim=0).mean(dim=1)
+    torch.testing.assert_close(bank.scales, along, rtol=0.1, atol=0)

@@ -32,9 +32,11 @@ _NAMES = (
     b"c_codecs\nencode\n", b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n", b"cbuiltins\nbytes\n",
 )  # fmt: skip
 _SNIPPETS = (
-    b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"R", b"b", b"e", b"u", b"s", b"a", b")", b"]", b"}", b"N", b"o",
-    b"Q", b"\x81", b"\x85", b"\x86", b"\x87", b"\x8f", b"\x90", b"\x91", b"\x92", b"\x93", b"\x94", b"h\x00",
-    b"K\xff", b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"r\xff\xff\xff\xff", b"\x8b\xff\xff\xff\x7f", b"G" + b"\xff" * 8,
+    b"0", b"1", b"2", b"(", b"t", b"l", b"d", b"R", b"b", b"e", b"u", b"s", b"a", b")", b"]", b"}", b"N",
+    b"o", b"Q", b"\x81", b"\x85", b"\x86", b"\x87", b"\x8f", b"\x90", b"\x91", b"\x92", b"\x93", b"\x94",
+    b"h\x00", b"K\xff", b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f", b"r\xff\xff\xff\xff",
+    b"\x8b\xff\xff\xff\x7f",
+    b"G" + b"\xff" * 8,
     b"I01\n", b"P9\n", b"B\xff\xff\xff\x7f", b"X\x02\x00\x00\x00\xff\xff", *_NAMES,
 )  # fmt: skip
 
@@ -182,8 +184,9 @@ def main(seed: int, rounds: int, paths: list[Path]) -> None:
     imported = sorted(set(sys.modules) - modules)
     witness = (Path(tempfile.gettempdir()) / WITNESS).exists()
     print(json.dumps({
-        "cases": rounds * len(paths), "read": read, "failures": failures[:5], "number_of_failures": len(failures),
-        "imported": imported, "witness": witness, "slowest_s": round(slowest, 2),
+        "cases": rounds * len(paths), "read": read, "failures": failures[:5],
+        "number_of_failures": len(failures), "imported": imported, "witness": witness,
+        "slowest_s": round(slowest, 2),
     }))  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError, UnknownNameError
-from fastdirs.generators._layout import chosen, count_of, fill, number, shape_of
+from fastdirs.generators import GENERATORS
+from fastdirs.generators._layout import built, chosen, count_of, fill, number, shape_of
 from fastdirs.generators.toy import Toy
 
 HIDDEN, AVERAGE = "stages.0.hidden.weight", "stages.0.average.weight"
@@ -68,6 +69,18 @@ def test_types_that_float32_holds_exactly_are_taken(dtype: torch.dtype) -> None:
     tensors["b"] = torch.full_like(tensors["b"], 0.375).to(dtype)
     fill(toy, _checkpoint(tensors), SOURCES, [r".*\.kernel"])
     assert (toy.state_dict()[AVERAGE] == 0.375).all()
+
+
+def test_shapes_that_ask_for_far_more_than_the_file_holds() -> None:
+    small = _checkpoint({"w": torch.zeros(100)})
+    dcgan = GENERATORS.load("dcgan")
+    layer = {"kernel": 4, "stride": 1, "padding": 0, "output_padding": 0, "bias": False, "norm": False}
+    layers = [{**layer, "in_channels": 2, "out_channels": 3}]
+    config = {"layers": layers, "activation": "relu", "output": "tanh", "eps": 1e-5}
+    assert built(dcgan.build, config, small).img_resolution == 4
+    layers[0]["in_channels"] = 10**10
+    with pytest.raises(CheckpointError, match=r"holds 100 values, but the shapes of its tensors ask for \d"):
+        built(dcgan.build, config, small)
 
 
 def test_shape_of() -> None:

@@ -28,6 +28,9 @@ class Original:
 
     folder: Path
 
+    def __str__(self) -> str:
+        return self.folder.name
+
     @cached_property
     def meta(self) -> Mapping[str, object]:
         """What the folder says of itself, `checkpoint` (the files) above all."""
@@ -281,22 +284,26 @@ def require_equal(engine: Engine, original: Original, array: str) -> None:
 
 
 @cache
-def originals() -> tuple[Original, ...]:
+def _originals() -> tuple[Original, ...]:
     """Every folder that holds a generator."""
     folders = [path.parent for path in sorted(FIXTURES.glob("*/meta.json"))]
     return tuple(o for o in map(Original, folders) if "checkpoint" in o.meta)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`original` is every folder; with `array`, every array in every folder that is not passed over."""
-    names = [name for name in ("original", "array") if name in metafunc.fixturenames]
-    if "original" not in names:
-        return
-    if not originals():
-        skipped = pytest.mark.skip(reason=_NEEDED)
-        metafunc.parametrize(names, [pytest.param(*[None] * len(names), marks=skipped, id="absent")])
-    elif names == ["original"]:
-        metafunc.parametrize("original", originals(), ids=lambda o: o.folder.name)
-    else:
-        pairs = [(o, a) for o in originals() for a in o.names if not passed_over(a)]
-        metafunc.parametrize(names, pairs, ids=[f"{o.folder.name}-{a}" for o, a in pairs])
+def _parameters(names: str, values: list[tuple[object, ...]]) -> pytest.MarkDecorator:
+    """A test for each row of values; one that is skipped, and says what it needs, where there are none."""
+    absent = pytest.param(*[None] * len(names.split()), marks=pytest.mark.skip(reason=_NEEDED), id="absent")
+    found = [pytest.param(*v, id="-".join(map(str, v))) for v in values]
+    return pytest.mark.parametrize(names.replace(" ", ","), found or [absent])
+
+
+def every_original(having: Callable[[Original], bool] = lambda original: True) -> pytest.MarkDecorator:
+    """A test for each folder, or for those that have what it looks at."""
+    return _parameters("original", [(o,) for o in _originals() if having(o)])
+
+
+def every_array() -> pytest.MarkDecorator:
+    """A test for each array that an original made."""
+    return _parameters(
+        "original array", [(o, a) for o in _originals() for a in o.names if not passed_over(a)]
+    )

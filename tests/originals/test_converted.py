@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from fastdirs.loading import convert, load_generator
-from tests.originals.conftest import Original
+from tests.originals.conftest import Original, every_original
 
 
+@every_original()
 def test_a_converted_copy_is_the_same_generator(original: Original, tmp_path: Path) -> None:
     generator = load_generator(original.source)
     convert(original.source, tmp_path / "copy.safetensors")

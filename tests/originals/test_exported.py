@@ -12,7 +12,7 @@ from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
 from fastdirs.runtime import open_runtime
-from tests.originals.conftest import Engine, Original, options_of, require_equal
+from tests.originals.conftest import Engine, Original, every_array, every_original, options_of, require_equal
 
 GRAPH_BACKENDS = ["ort", "openvino_cpu"]
 every_backend = pytest.mark.parametrize("backend", GRAPH_BACKENDS)
@@ -56,6 +56,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported
     return export
 
 
+@every_array()
 @every_backend
 @pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
 def test_what_the_original_made(
@@ -67,6 +68,7 @@ def test_what_the_original_made(
     require_equal(engine, original, array)
 
 
+@every_original()
 @every_backend
 def test_seeds_give_what_torch_gives_of_them(
     original: Original, backend: str, exported: Callable[..., Exported]

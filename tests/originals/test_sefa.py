@@ -2,23 +2,25 @@
 
 import re
 
-import pytest
 import torch
 
 from fastdirs.discovery import discover
 from fastdirs.loading import load_generator
-from tests.originals.conftest import Original
+from tests.originals.conftest import Original, every_original
 
 # Of neighbouring eigenvalues, relative to the larger: what is closer shares a plane, not directions.
 SEPARATED = 1e-3
 
 
+def tags(original: Original) -> list[str]:
+    """What the authors' code factorised: "all" layers, or a selection."""
+    return [m[1] for m in (re.fullmatch(r"sefa_(\w+)_boundaries", name) for name in original.names) if m]
+
+
+@every_original(having=lambda original: bool(tags(original)))
 def test_directions_are_the_published_ones(original: Original) -> None:
-    tags = [m[1] for m in (re.fullmatch(r"sefa_(\w+)_boundaries", name) for name in original.names) if m]
-    if not tags:
-        pytest.skip("SeFa's authors support no such generator")
     generator = load_generator(original.source)
-    for tag in tags:
+    for tag in tags(original):
         layers = [int(layer) for layer in original.expected[f"sefa_{tag}_layers"]]
         bank = discover(generator, "sefa", num_directions=8, layers=layers)
         eigenvalues = original.expected[f"sefa_{tag}_eigenvalues"].double().sort(descending=True).values

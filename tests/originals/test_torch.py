@@ -9,7 +9,16 @@ from fastdirs.checkpoints import read_checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
-from tests.originals.conftest import INPUTS, Original, in_torch, made, options_of, require_equal
+from tests.originals.conftest import (
+    INPUTS,
+    Original,
+    every_array,
+    every_original,
+    in_torch,
+    made,
+    options_of,
+    require_equal,
+)
 
 
 @cache
@@ -17,20 +26,21 @@ def loaded(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Gen
     return original.load(**dict(options))
 
 
+@every_array()
 @pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
 def test_what_the_original_made(original: Original, array: str, alone: bool) -> None:
     generator = loaded(original, tuple(options_of(original, array).items()))
     require_equal(in_torch(generator, 1 if alone else original.batch), original, array)
 
 
+@every_original()
 def test_every_input_is_known(original: Original) -> None:
     unknown = set(original.inputs) - INPUTS
     assert not unknown, f"{original.folder.name} was made with {unknown}: let a rule use it"
 
 
+@every_original(lambda original: "truncation_latent" in original.inputs)
 def test_the_mean_of_w_is_the_one_in_the_file(original: Original) -> None:
-    if "truncation_latent" not in original.inputs:
-        pytest.skip("the file's own mean is what the original truncated with")
     generator = load_generator(original.source)
     given = original.inputs["truncation_latent"].expand_as(generator.latent_mean)
     in_file = not any(note.startswith("latent_mean") for note in generator.provenance.assumed)
@@ -39,9 +49,8 @@ def test_the_mean_of_w_is_the_one_in_the_file(original: Original) -> None:
     torch.testing.assert_close(generator.latent_mean, given, rtol=0, atol=1e-5 if in_file else 0.1)
 
 
+@every_original(lambda original: original.source != original.weights)
 def test_the_file_alone_is_the_same_generator_or_says_what_it_lacks(original: Original) -> None:
-    if original.source == original.weights:
-        pytest.skip("there is nothing beside the file")
     try:
         alone = load_generator(original.weights)
     except CheckpointError as error:
@@ -56,6 +65,7 @@ def test_the_file_alone_is_the_same_generator_or_says_what_it_lacks(original: Or
         require_equal(in_torch(alone, original.batch), original, array)
 
 
+@every_original()
 def test_its_sizes_are_what_the_original_says(original: Original) -> None:
     generator, images = loaded(original), next(n for n in original.names if n.startswith("img"))
     *_, channels, height, width = original.expected[images].shape
@@ -65,6 +75,7 @@ def test_its_sizes_are_what_the_original_says(original: Original) -> None:
     assert not generator.training
 
 
+@every_original()
 def test_a_changed_weight_is_noticed(original: Original) -> None:
     """A comparison that cannot fail compares nothing: 1% on one of the last weights must be too much."""
     generator = original.load()

@@ -119,11 +119,11 @@ def part(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def left(tmp_path: Path) -> Callable[[], list[str]]:
-    """Names of the files that lie in the cache and the temporary folder."""
+    """Names of the files that lie in the cache and in temporary folders; other libraries have theirs."""
     return lambda: sorted(
         path.name
-        for name in ("cache/fastdirs", "temporary")
-        for path in (tmp_path / name).rglob("*")
+        for pattern in ("cache/fastdirs/**/*", "temporary/fastdirs-*/**/*")
+        for path in tmp_path.glob(pattern)
         if path.is_file()
     )
 
