@@ -1,12 +1,13 @@
 """What is sampled: seeds, or z or latents of an npz file, with a class for each image."""
 
 import operator
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ from fastdirs.runtime import Runtime, check_class
 
 Chosen = int | Sequence[int] | Literal["random"] | None
 """One class for all images, several that they take in turn, one by seed ("random"), or None."""
+
+
+# What a damaged file makes zipfile and numpy raise; nothing else is done with it while it is read.
+_UNREADABLE = (
+    OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, RuntimeError, OverflowError,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +164,7 @@ def sample_of_file(
     )  # fmt: skip
 
 
-def _whole(values: Iterable[int], noun: str) -> list[int]:
+def _whole(values: Iterable[Any], noun: str) -> list[int]:
     """Whole numbers of any library as plain ones, at least one."""
     try:
         whole = [operator.index(value) for value in values]
@@ -178,7 +186,7 @@ def _classes(
         if seeds is None:
             raise SelectionError("Random classes are drawn by seed, and here are none. Name the classes.")
         return sample_classes(seeds, int(identity["c_dim"])).numpy()
-    several = _whole([c] if isinstance(c, SupportsIndex) else c, "classes")
+    several = _whole(c if isinstance(c, Sequence | np.ndarray) else [c], "classes")
     for each in several:
         check_class(identity, each)
     return np.resize(np.array(several, dtype=np.int64), count)
@@ -225,9 +233,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
             return found
     except FileNotFoundError as error:
         raise SelectionError(f"{path} does not exist. Check the path.") from error
-    except (
-        OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
-    ) as error:  # fmt: skip
+    except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SelectionError(
             f"{path} cannot be read as an npz file of plain arrays: {reason}. Save it with numpy.savez."

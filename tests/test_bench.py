@@ -56,6 +56,16 @@ def test_every_row_has_its_figures(measured: tuple[list[Row], object]) -> None:
     assert "heavy layers in f32" in openvino.provider
 
 
+@pytest.mark.parametrize("name", ["conditional", "classes"])
+def test_conditional_generators_are_measured_on_their_classes(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    rows = bench(request.getfixturevalue(name), batch_size=2, rounds=1)
+    assert {row.backend for row in rows} == set(BACKENDS.names())
+    assert [row.failure for row in rows if row.precision == "f32"] == [None] * len(BACKENDS.names())
+    assert all(row.parity is None or row.parity.within(DEFAULT_ACCEPT[row.precision]) for row in rows)
+
+
 def test_fastest_first(measured: tuple[list[Row], object]) -> None:
     speeds = [row.images_per_second for row in measured[0]]
     assert speeds == sorted(speeds, reverse=True)

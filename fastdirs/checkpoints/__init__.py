@@ -1,5 +1,6 @@
 """Safe readers: a file or folder becomes named tensors and settings. Nothing in a file is ever executed."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,11 +132,12 @@ def recognise(path: Path) -> str:
     Raises:
         CheckpointError: Missing, empty, a web page, a Git LFS pointer, or nothing that fastdirs reads.
     """
-    head = b"" if path.is_dir() else _head(path)
+    is_folder = os.path.isdir(path)
+    head = b"" if is_folder else _head(path)
     for name in FORMATS.names():
         if FORMATS.load(name).recognises(path, head):
             return name
-    if path.is_dir():
+    if is_folder:
         raise CheckpointError(_no_checkpoint_in(path))
     known = "; ".join(FORMATS.load(name).summary for name in FORMATS.names())
     raise CheckpointError(f"{path} is in none of the formats that fastdirs reads: {known}.")

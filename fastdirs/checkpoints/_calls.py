@@ -24,13 +24,15 @@ from fastdirs.checkpoints._tensors import (
 )
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+_NEW_ARRAY = "numpy.core.multiarray._reconstruct"
+_TENSORS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
 
 # Named without being called, or called only to be remembered, in genuine checkpoints of networks.
 INERT = frozenset({
     "argparse.Namespace", "builtins.set", "builtins.frozenset", "builtins.slice", "builtins.range",
     "builtins.complex", "builtins.object", "builtins.list", "builtins.tuple", "builtins.dict", "builtins.int",
     "builtins.float", "builtins.bool", "builtins.str", "functools.partial", "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer", "torch.device", "torch.dtype",
+    "numpy.core.numeric._frombuffer", "torch.device", "torch.dtype",
     "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter", "collections.defaultdict",
     PERSISTENT,
     *(f"torch.{name}" for name in [*STORAGES, *DTYPES]), "torch.storage.UntypedStorage",
@@ -187,7 +189,9 @@ def _parameter(reading: Reading, maker: Named, data: object, *rest: object) -> o
 def _from_type(
     reading: Reading, maker: Named, function: object, kind: object, args: object, state: object
 ) -> object:
-    made = call(reading, function, args)
+    # Only the plain functions, or one such call could hold another, ever deeper.
+    name = function.full if isinstance(function, Named) else ""
+    made = call(reading, function, args) if name in _TENSORS else None
     if isinstance(made, StoredTensor):
         return made
     raise Misfit("is a kind of tensor that is not known")
@@ -200,22 +204,23 @@ def _size(reading: Reading, maker: Named, sizes: object = ()) -> object:
 
 
 def _new_array(reading: Reading, maker: Named, *args: object) -> Array:
-    return Array(maker, args)
+    return Array(reading, maker, args)
 
 
 def _from_buffer(
     reading: Reading, maker: Named, data: object, kind: object, shape: object, order: object
 ) -> Array:
     # How protocol 5 makes an array.
-    made = Array(maker, (data, kind, shape, order))
-    made.tensor = array(data, kind, shape, order == "F")
+    made = Array(reading, maker, (data, kind, shape, order))
+    made.tensor = array(reading, data, kind, shape, order == "F")
     return made
 
 
 def _dill_array(
     reading: Reading, maker: Named, function: object, args: object, state: object, extra: object = None
 ) -> Array:
-    made = call(reading, function, args)
+    name = function.full if isinstance(function, Named) else ""
+    made = call(reading, function, args) if name == _NEW_ARRAY else None
     if not isinstance(made, Array) or extra:
         raise Misfit("is an array made from something else")
     made.build(state)
@@ -243,7 +248,7 @@ _CALLS: dict[str, Call] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": _size,
-    "numpy.core.multiarray._reconstruct": _new_array,
+    _NEW_ARRAY: _new_array,
     "numpy.core.numeric._frombuffer": _from_buffer,
     "numpy.core.multiarray.scalar": _scalar,
     "dill._dill._create_array": _dill_array,

@@ -23,6 +23,7 @@ MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = 30
+_BYTES_PER_STEP = 256
 
 
 @contextmanager
@@ -102,17 +103,17 @@ class _NotLegacy(Exception):  # noqa: N818 (never leaves this file)
 def _legacy(
     reading: Reading, stream: IO[bytes], size: int, source: Callable[[int], Callable[[memoryview], None]]
 ) -> Any:
-    magic = read_pickle(reading, stream)
+    magic = _paid(reading, stream)
     if magic != _MAGIC_NUMBER if isinstance(magic, int) else True:
         raise _NotLegacy(magic)
-    protocol, machine = read_pickle(reading, stream), read_pickle(reading, stream)
+    protocol, machine = _paid(reading, stream), _paid(reading, stream)
     if not isinstance(protocol, int) or protocol != _LEGACY_PROTOCOL:
         raise reading.broken("it is a torch file of an unknown protocol")
     if isinstance(machine, dict) and machine.get("little_endian") is False:
         raise reading.broken("it was written by a big-endian machine")
     storages: dict[str, Storage] = {}
-    content = read_pickle(reading, stream, lambda pid: _storage(storages, pid))
-    keys = read_pickle(reading, stream)
+    content = _paid(reading, stream, lambda pid: _storage(storages, pid))
+    keys = _paid(reading, stream)
     if not isinstance(keys, list) or len(keys) != len({key for key in keys if isinstance(key, str)}):
         raise reading.broken("its list of storages is none")
     start = stream.tell()
@@ -127,6 +128,14 @@ def _legacy(
             raise reading.broken("a tensor's data is missing or has another length")
         storage.fill = source(start)
         start += storage.nbytes
+    return content
+
+
+def _paid(reading: Reading, stream: IO[bytes], persistent: Callable[[object], object] | None = None) -> Any:
+    """A pickle whose length is paid for too: bytes inside a pickle may be read again and again."""
+    start = stream.tell()
+    content = read_pickle(reading, stream, persistent)
+    reading.spend((stream.tell() - start) // _BYTES_PER_STEP)
     return content
 
 

@@ -9,6 +9,7 @@ from fastdirs.errors import CheckpointError
 
 # What the machine and every walk over its result may do in all; the largest genuine files need a tenth.
 MAX_STEPS = 4_000_000
+_MAX_NAME = 1000
 
 
 class Record:
@@ -117,7 +118,13 @@ class Reading:
         self.sources: dict[str, str] = {}
 
     def named(self, module: str, name: str, where: str = "", called: bool = False) -> Named:
-        """Take note of a global."""
+        """Take note of a global.
+
+        Raises:
+            CheckpointError: Its name is longer than any, as if many were to be made of it.
+        """
+        if len(module) + len(name) > _MAX_NAME:
+            raise self.broken(f"a global whose name has {len(module) + len(name)} characters")
         named = Named(module, name, where, called)
         self.names.append(named)
         return named

@@ -61,7 +61,7 @@ def networks(root: object, reading: Reading) -> dict[str, object]:
             found[path] = value
         elif isinstance(value, dict):
             reading.spend(len(value))
-            entries = [(key, inner) for key, inner in value.items() if isinstance(key, str)]
+            entries = _named(value)
             if any(tensor_of(inner) is not None for _, inner in entries):
                 found[path] = value
             if not is_aside(path):
@@ -70,13 +70,14 @@ def networks(root: object, reading: Reading) -> dict[str, object]:
     return found
 
 
-def aside(root: object) -> list[object]:
+def aside(root: object, reading: Reading) -> list[object]:
     """The values that `networks` does not enter: discriminators and optimisers, at the top or one below."""
     found: list[object] = []
-    tops = [root, *(root.values() if isinstance(root, dict) else ())]
-    for top in tops:
+    tops = {id(top): top for top in (root, *(root.values() if isinstance(root, dict) else ()))}
+    for top in tops.values():
         if isinstance(top, dict):
-            found += [value for key, value in top.items() if isinstance(key, str) and _ASIDE.fullmatch(key)]
+            reading.spend(len(top))
+            found += [value for key, value in _named(top) if _ASIDE.fullmatch(key)]
     return found
 
 
@@ -107,20 +108,27 @@ def _of_module(network: object, reading: Reading) -> Iterator[tuple[str, StoredT
         fields = module.fields
         hidden = _members(fields.get("_non_persistent_buffers_set"), reading)
         for group in (_TENSORS, _BUFFERS):
-            for name, value in _named(fields.get(group), reading):
+            for name, value in _named(_paid(fields.get(group), reading)):
                 tensor = tensor_of(value)
                 if tensor is not None and not (group == _BUFFERS and name in hidden):
                     yield prefix + name, tensor
         inner = [
-            (f"{prefix}{name}.", value, depth + 1) for name, value in _named(fields.get(_MODULES), reading)
+            (f"{prefix}{name}.", value, depth + 1)
+            for name, value in _named(_paid(fields.get(_MODULES), reading))
         ]
         todo.extend(reversed(inner))
 
 
-def _named(group: object, reading: Reading) -> list[tuple[str, object]]:
+def _paid(group: object, reading: Reading) -> dict[object, object]:
+    """A dictionary that is about to be gone through; an empty one for anything else."""
     if not isinstance(group, dict):
-        return []
+        return {}
     reading.spend(len(group))
+    return group
+
+
+def _named(group: dict[object, object]) -> list[tuple[str, object]]:
+    """The entries of a dictionary that have names of sensible length."""
     return [
         (name, value) for name, value in group.items() if isinstance(name, str) and len(name) <= _MAX_NAME
     ]
@@ -202,7 +210,7 @@ class _Plain:
             return value if len(value) <= _MAX_PLAIN and _is_text(value) else _NOTHING
         if isinstance(value, Named):
             return value.dotted
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) <= _MAX_PLAIN:
             pairs = ((key, self(inner, depth + 1)) for key, inner in value.items() if isinstance(key, str))
             return {key: inner for key, inner in pairs if inner is not _NOTHING}
         if isinstance(value, list | tuple) and len(value) <= self.left:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fastdirs.checkpoints import Contents, Survey
-from fastdirs.checkpoints._inert import Reading
+from fastdirs.checkpoints._inert import Reading, Record
+from fastdirs.checkpoints._names import shown
 from fastdirs.checkpoints._networks import is_aside, networks, settings, tensors
 from fastdirs.checkpoints._tensors import StoredTensor
 from fastdirs.checkpoints._verdict import foreign, refuse_hostile, refuse_unknown
@@ -15,6 +16,7 @@ PREFERRED = (
     "G_ema", "g_ema", "netG_ema", "generator_smooth", "generator_ema", "netG_state_dict", "netG", "G", "g",
     "generator", "state_dict", "model_state_dict", "model",
 )  # fmt: skip
+_MAX_NAMED = 20
 
 
 def take(root: object, reading: Reading, key: str | None, preferred: Sequence[str] = PREFERRED) -> Contents:
@@ -36,7 +38,7 @@ def take(root: object, reading: Reading, key: str | None, preferred: Sequence[st
     refuse_unknown(network, part, reading)
     stored = tensors(network, reading)
     if not stored:
-        raise CheckpointError(f"{reading.path} holds no tensors in {part or 'its network'}.")
+        raise CheckpointError(f"{reading.path} holds no tensors in {shown(part) or 'its network'}.")
     mean = _mean_latent(root, part)
     if mean is not None and "latent_avg" not in stored:
         stored["latent_avg"] = mean
@@ -74,12 +76,22 @@ def _found(root: object, reading: Reading) -> dict[str, object]:
     found = networks(root, reading)
     refuse_hostile(root, reading)
     if not found:
-        kind = "dict" if isinstance(root, dict) else type(root).__name__.lower()
         raise CheckpointError(
-            f"{reading.path} holds no tensors by name (it is a {kind}), "
+            f"{reading.path} holds no tensors by name (it is {_kind(root)}), "
             "so it is not a generator's state dict."
         )
     return found
+
+
+def _kind(root: object) -> str:
+    """What a file without networks is instead."""
+    if isinstance(root, dict):
+        return "a dict"
+    if isinstance(root, StoredTensor):
+        return "one tensor"
+    if isinstance(root, Record):
+        return f"an object of {shown(root.name)}" if root.name else "an object of nothing known"
+    return "nothing" if root is None else f"a {type(root).__name__}"
 
 
 def choose(found: Mapping[str, object], reading: Reading, key: str | None, preferred: Sequence[str]) -> str:
@@ -91,18 +103,25 @@ def choose(found: Mapping[str, object], reading: Reading, key: str | None, prefe
     """
     if key is not None:
         if key not in found:
-            raise unknown_name(f"state dict in {reading.path.name}", key, found)
+            raise unknown_name(
+                f"state dict in {reading.path.name}", key, [shown(p) for p in found][:_MAX_NAMED]
+            )
         return key
-    candidates = [path for path in found if not is_aside(path)] or list(found)
+    candidates = [path for path in found if not is_aside(path)]
+    if not candidates:
+        raise CheckpointError(
+            f"{reading.path} holds only {', '.join(shown(path) for path in [*found][:_MAX_NAMED])}, "
+            "which is no generator. Name another file, or take it all the same with key=NAME."
+        )
     for name in preferred:
         named = [path for path in candidates if path.rpartition(".")[2] == name]
         if named:
             return min(named, key=lambda path: path.count("."))
     if len(candidates) == 1:
         return candidates[0]
+    names = ", ".join(repr(path) for path in candidates[:_MAX_NAMED])
     raise CheckpointError(
-        f"{reading.path} holds several state dicts: {', '.join(repr(path) for path in candidates[:20])}. "
-        "Name the generator's with key=NAME."
+        f"{reading.path} holds several state dicts: {names}. Name the generator's with key=NAME."
     )
 
 

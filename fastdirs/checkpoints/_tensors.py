@@ -149,10 +149,11 @@ class Array(Record):
         tensor: The same as a tensor; None while it has no state, or if its elements are no numbers.
     """
 
-    __slots__ = ("tensor",)
+    __slots__ = ("reading", "tensor")
 
-    def __init__(self, maker: object, args: object) -> None:
+    def __init__(self, reading: Reading, maker: object, args: object) -> None:
         super().__init__(maker, args)
+        self.reading = reading
         self.tensor: StoredTensor | None = None
 
     def build(self, state: object) -> None:
@@ -163,16 +164,14 @@ class Array(Record):
         if known and isinstance(state, tuple):
             shape, kind, fortran, data = state[-4:]
             try:
-                self.tensor = array(
-                    data, kind, shape, bool(fortran) if isinstance(fortran, bool | int) else False
-                )
+                self.tensor = array(self.reading, data, kind, shape, fortran in (True, 1))
             except Misfit as error:
                 self.problem = str(error)
         else:
             self.tensor = None
 
 
-def array(data: object, kind: object, shape: object, fortran: bool) -> StoredTensor:
+def array(reading: Reading, data: object, kind: object, shape: object, fortran: bool) -> StoredTensor:
     """A numpy array's parts as a tensor.
 
     Raises:
@@ -184,6 +183,7 @@ def array(data: object, kind: object, shape: object, fortran: bool) -> StoredTen
         raise Misfit(f"is an array of {code[1:] or 'unknown things'}, not of little-endian numbers")
     if isinstance(data, str):
         # How Python 2 wrote bytes.
+        reading.claim(len(data))
         data = _latin(data)
     if not isinstance(data, bytes | bytearray):
         raise Misfit("is an array without data")

@@ -32,7 +32,7 @@ def refuse_hostile(root: object, reading: Reading) -> None:
     acting = [named for named in reading.names if reading.acts(named)]
     if not acting:
         return
-    set_aside = aside(root)
+    set_aside = aside(root, reading)
     ids = {id(value) for value in set_aside}
     wanted = {id(value) for value in walk(reading, [root], lambda value: id(value) in ids)}
     beside = {id(value) for value in walk(reading, set_aside, lambda value: False)}

@@ -1,6 +1,7 @@
 """Folders that are one checkpoint: weights in one file, the architecture in another beside it."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ _MAX_JSON_BYTES = 2**20
 def _weights(path: Path) -> str:
     """Name of the weights file that makes a folder a checkpoint; empty if none does."""
     for weights, beside in _LAYOUTS.items():
-        if (path / weights).is_file() and (not beside or (path / beside).is_file()):
+        # Not Path.is_file: that raises where a folder may not be looked into.
+        if os.path.isfile(path / weights) and (not beside or os.path.isfile(path / beside)):
             return weights
     return ""
 

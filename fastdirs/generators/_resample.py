@@ -55,11 +55,13 @@ class Resample(nn.Module):
         self.register_buffer("places", places, persistent=False)
 
     def _places(self, size: int) -> Tensor:
-        """Which tap stands for an input in an output, the number of taps for none: `[outputs, size]`, int64."""
+        """Which tap an output takes an input by, the number of taps for none: `[outputs, size]`, int64."""
         before, after = self.padding[:2]
         count = len(self.taps)
         outputs = (size * self.up + before + after - count) // self.down + 1
-        places = count - 1 - before + torch.arange(outputs)[:, None] * self.down - torch.arange(size) * self.up
+        places = (
+            count - 1 - before + torch.arange(outputs)[:, None] * self.down - torch.arange(size) * self.up
+        )
         return torch.where((places >= 0) & (places < count), places, count)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class Resample(nn.Module):
         return matrix @ (x @ matrix.T) if self.up > 1 else (matrix @ x) @ matrix.T
 
     def _convolved(self, x: Tensor, taps: Tensor, axes: tuple[bool, bool]) -> Tensor:
-        """Resampled along the axes (vertical, horizontal) that are True; taps `[k, k]`, `[k, 1]`, `[1, k]`."""
+        """Resampled on the axes (vertical, horizontal) that are True; taps `[k, k]`, `[k, 1]` or `[1, k]`."""
         channels = x.shape[1]
         left, right, top, bottom = self.padding
         up = (self.up if axes[0] else 1, self.up if axes[1] else 1)
@@ -145,5 +147,5 @@ def _kaiser_beta(attenuation: float) -> float:
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
     if attenuation > 21:
-        return 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
+        return 0.5842 * math.pow(attenuation - 21, 0.4) + 0.07886 * (attenuation - 21)
     return 0.0

@@ -1,5 +1,6 @@
 """What a StyleGAN2's architecture follows from, and where a file says it: in names, shapes and settings."""
 
+import math
 import re
 import statistics
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ _POSITIONAL = (
 _NESTED = ("mapping_kwargs", "synthesis_kwargs")
 _USUAL_CLAMP = 256.0
 _MAX_CLAMP = 1e6
+_MAX_TAPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +215,8 @@ def _check_sizes(checkpoint: Checkpoint, found: Json) -> None:
     widths = [found["z_dim"] + found["embed_dim"], *found["mapping_widths"]]
     if min(sizes) < 1 or widths[-1] not in (found["w_dim"], layers * found["w_dim"]):
         raise CheckpointError(
-            f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values. Expected one to "
-            f"{found['w_dim']}, the size of w: the file is damaged or of another variant."
+            f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values. Expected one "
+            f"to {found['w_dim']}, the size of w: the file is damaged or of another variant."
         )
     products = [a * b for a, b in pairwise(widths)]
     products += [9 * c * c for c in found["channels"]]
@@ -302,8 +304,8 @@ def _kernel(layout: Layout, checkpoint: Checkpoint) -> list[float] | None:
     kernel = checkpoint.settings.get("resample_kernel") if layout is TENSORFLOW else None
     if kernel is None:
         return None
-    fine = isinstance(kernel, list) and 0 < len(kernel) <= 16
-    if not fine or any(isinstance(value, bool) or not isinstance(value, int | float) for value in kernel):
+    numbers = [value for value in kernel if type(value) in (int, float)] if isinstance(kernel, list) else []
+    if not 0 < len(numbers) <= _MAX_TAPS or numbers != kernel or not 0 < abs(sum(numbers)) < math.inf:
         raise CheckpointError(
             f"{checkpoint.path} was made with resample_kernel={kernel!r}. Expected a row of numbers such as "
             "[1, 3, 3, 1]."

@@ -1,6 +1,5 @@
 """Settings of a StyleGAN3: what a file says of it, and what the paper's formulas make of that."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,9 +31,10 @@ USUAL: Json = {
 
 # Lowest and highest value that makes sense.
 _RANGES = {
-    "num_layers": (2, 100), "num_critical": (0, 99), "first_cutoff": (1e-3, 1e6), "first_stopband": (1e-3, 1e6),
-    "last_stopband_rel": (1e-3, 1e3), "margin_size": (0, 1000), "output_scale": (1e-6, 1e6), "conv_kernel": (1, 31),
-    "filter_size": (1, 64), "lrelu_upsampling": (1, 16), "use_radial_filters": (0, 1), "conv_clamp": (1e-6, 1e9),
+    "num_layers": (2, 100), "num_critical": (0, 99), "first_cutoff": (1e-3, 1e6),
+    "first_stopband": (1e-3, 1e6), "last_stopband_rel": (1e-3, 1e3), "margin_size": (0, 1000),
+    "output_scale": (1e-6, 1e6), "conv_kernel": (1, 31), "filter_size": (1, 64), "lrelu_upsampling": (1, 16),
+    "use_radial_filters": (0, 1), "conv_clamp": (1e-6, 1e9),
 }  # fmt: skip
 _WHOLE = ("num_layers", "num_critical", "margin_size", "conv_kernel", "filter_size", "lrelu_upsampling")
 _POSITIONS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
@@ -87,8 +87,8 @@ def samplings(config: Json) -> list[Sampling]:
     if rates.min() < 1 or half_widths.min() <= 0 or rates[0] / 2 <= cutoffs[0]:
         raise CheckpointError(
             f"first_cutoff={config['first_cutoff']:g}, first_stopband={config['first_stopband']:g} and "
-            f"last_stopband_rel={config['last_stopband_rel']:g} leave no transition band at {resolution} pixels. "
-            "Expected a first stop band above the first cutoff, as in the published 4.29 and 2."
+            f"last_stopband_rel={config['last_stopband_rel']:g} leave no transition band at {resolution} "
+            "pixels. Expected a first stop band above the first cutoff, as in the published 4.29 and 2."
         )
     return [
         Sampling(int(size), int(rate), float(cutoff), float(half_width))
@@ -133,8 +133,8 @@ def config_of(checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[
     for name in told:
         if name in said and said[name] != told[name]:
             raise CheckpointError(
-                f"{checkpoint.path} says {name}={said[name]}, but its tensors say {told[name]}. The file is damaged "
-                "or of another variant."
+                f"{checkpoint.path} says {name}={said[name]}, but its tensors say {told[name]}. The file is "
+                "damaged or of another variant."
             )
     config = {**USUAL, **said, **told, "channels": [channels for _, _, channels in layers]}
     for name in _SETTLED:
@@ -181,8 +181,8 @@ def _refuse_xl(checkpoint: Checkpoint) -> None:
         unsupported = "class-wise w_avg is"
     if unsupported:
         raise CheckpointError(
-            f"{checkpoint.path} is a StyleGAN-XL generator, whose {unsupported} not supported. Use a StyleGAN3 "
-            "of NVIDIA's layout."
+            f"{checkpoint.path} is a StyleGAN-XL generator, whose {unsupported} not supported. Use a "
+            "StyleGAN3 of NVIDIA's layout."
         )
 
 
@@ -201,8 +201,8 @@ def _layers(checkpoint: Checkpoint) -> list[tuple[str, int, int]]:
             raise CheckpointError(f"{checkpoint.path} is incomplete: {what}. Download or save it again.")
     if len(ordered) < 3:
         raise CheckpointError(
-            f"{checkpoint.path} holds {len(ordered)} synthesis layers, too few for a StyleGAN3. Download or save "
-            "it again."
+            f"{checkpoint.path} holds {len(ordered)} synthesis layers, too few for a StyleGAN3. Download or "
+            "save it again."
         )
     return [(name, size, channels) for _, size, channels, name in ordered]
 
@@ -210,7 +210,12 @@ def _layers(checkpoint: Checkpoint) -> list[tuple[str, int, int]]:
 def _said(checkpoint: Checkpoint) -> Json:
     """What the file's settings say, by name; the mapping's layers as `mapping_layers`."""
     path, settings = checkpoint.path, dict(checkpoint.settings)
-    positional = settings.get("init_args") or []
+    for name, kind in (("init_args", list), ("mapping_kwargs", dict)):
+        if not isinstance(settings.get(name, kind()), kind):
+            raise CheckpointError(
+                f"{path} says {name}={settings[name]!r}. Expected a {kind.__name__}: the file is damaged."
+            )
+    positional = settings.get("init_args", [])
     settings |= dict(zip(_POSITIONS, positional, strict=False))
     mapping = settings.pop("mapping_kwargs", {})
     known = {*USUAL, *_POSITIONS, *_UNUSED}
@@ -224,12 +229,13 @@ def _said(checkpoint: Checkpoint) -> Json:
         unknown.append("init_args")
     if unknown:
         raise CheckpointError(
-            f"{path} has the setting {unknown[0]!r}, which no StyleGAN3 that fastdirs knows has. It is a variant that "
-            "is not supported."
+            f"{path} has the setting {unknown[0]!r}, which no StyleGAN3 that fastdirs knows has. It is a "
+            "variant that is not supported."
         )
     if mapping.get("lr_multiplier", LR_MULTIPLIER) != LR_MULTIPLIER:
         raise CheckpointError(
-            f"{path} says lr_multiplier={mapping['lr_multiplier']}. Only the published {LR_MULTIPLIER} is supported."
+            f"{path} says lr_multiplier={mapping['lr_multiplier']}. Only the published "
+            f"{LR_MULTIPLIER} is supported."
         )
     said = {name: settings[name] for name in (*USUAL, *_POSITIONS) if name in settings}
     if "num_layers" in mapping:
@@ -241,7 +247,8 @@ def _said(checkpoint: Checkpoint) -> Json:
         right = isinstance(value, int) or (name not in _WHOLE and isinstance(value, float))
         if not right or not low <= value <= high:
             raise CheckpointError(
-                f"{path} says {name}={value!r}. Expected a number from {low:g} to {high:g}: the file is damaged."
+                f"{path} says {name}={value!r}. Expected a number from {low:g} to {high:g}: the file is "
+                "damaged."
             )
     return said
 
@@ -276,16 +283,17 @@ def _check_sizes(checkpoint: Checkpoint, config: Json, layers: list[tuple[str, i
     resolution, last = config["img_resolution"], config["num_layers"]
     if resolution < 4 or config["num_critical"] >= last:
         raise CheckpointError(
-            f"{checkpoint.path} says {resolution} pixels, {last} layers and num_critical={config['num_critical']}. "
-            "Expected 4 pixels at least, and fewer critically sampled layers than layers: the file is damaged."
+            f"{checkpoint.path} says {resolution} pixels, {last} layers and "
+            f"num_critical={config['num_critical']}. Expected 4 pixels at least, and more layers than those that "
+            "are critically sampled: the file is damaged."
         )
     for (name, size, _), sampling in zip(layers, samplings(config), strict=True):
         if size != sampling.size:
             causes = ("num_critical", "first_stopband", "last_stopband_rel", "margin_size")
             listed = ", ".join(f"{cause}={config[cause]:g}" for cause in causes)
             raise CheckpointError(
-                f"{checkpoint.path} holds a layer {name!r} of {size} pixels, where its settings ({listed}) make "
-                f"{sampling.size}. One of them is not what the file was trained with."
+                f"{checkpoint.path} holds a layer {name!r} of {size} pixels, where its settings ({listed}) "
+                f"make {sampling.size}. One of them is not what the file was trained with."
             )
 
 
@@ -329,6 +337,6 @@ def _check_shapes(checkpoint: Checkpoint, config: Json, layers: list[tuple[str, 
         )
         if found != shape:
             raise CheckpointError(
-                f"{checkpoint.path} holds {name!r} of shape {list(found)}, where {by} ask for {list(shape)}. The file "
-                "is damaged or of another variant."
+                f"{checkpoint.path} holds {name!r} of shape {list(found)}, where {by} ask for "
+                f"{list(shape)}. The file is damaged or of another variant."
             )

@@ -19,7 +19,9 @@ from fastdirs.generators._spectral import (
     SpectralConv2d,
     SpectralLinear,
     check_norms,
+    check_size,
     double,
+    doubled,
     scale_and_offset,
 )
 from fastdirs.manifest import Json
@@ -108,10 +110,8 @@ class _ConditionalNorm(_Norm):
 
     def __init__(self, channels: int, architecture: Architecture, variance: float) -> None:
         super().__init__(channels, variance)
-        self.gain, self.bias = (
-            _from_condition(channels, architecture),
-            _from_condition(channels, architecture),
-        )
+        self.gain = _from_condition(channels, architecture)
+        self.bias = _from_condition(channels, architecture)
         self.eps = architecture.bn_eps
         # Of random weights: what gain and offset make of variance one, half of which passes the rectifier.
         self.energy = 0.5 + self.gain.spread
@@ -142,16 +142,17 @@ class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, architecture: Architecture, variance: float) -> None:
         super().__init__()
         eps = architecture.sn_eps
-        self.conv1 = SpectralConv2d(inputs, outputs, 3, eps=eps)
+        conv1 = SpectralConv2d(inputs, outputs, 3, eps=eps)
+        self.conv1 = doubled(conv1)
         self.conv2 = SpectralConv2d(outputs, outputs, 3, eps=eps)
         self.conv_sc = SpectralConv2d(inputs, outputs, 1, eps=eps)
         self.bn1 = _ConditionalNorm(inputs, architecture, variance)
-        self.bn2 = _ConditionalNorm(outputs, architecture, self.conv1.spread * self.bn1.energy)
+        self.bn2 = _ConditionalNorm(outputs, architecture, conv1.spread * self.bn1.energy)
         self.variance = self.conv_sc.spread * variance + self.conv2.spread * self.bn2.energy
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` -> `[batch, outputs, 2 height, 2 width]`."""
-        hidden = self.conv1(double(F.relu(self.bn1(x, condition))))
+        hidden = self.conv1(F.relu(self.bn1(x, condition)))
         hidden = F.relu(self.bn2(hidden, condition))
         # A 1x1 convolution may as well come before the doubling, on a quarter of the pixels.
         features: Tensor = self.conv2(hidden) + double(self.conv_sc(x))
@@ -359,24 +360,16 @@ def _architecture(checkpoint: Checkpoint, eps: Mapping[str, float], z_bound: str
             "the file is damaged."
         )
     attention = [i for i in range(blocks) if any(name.startswith(f"blocks.{i}.1.") for name in tensors)]
+    kernels = sum((9 * before + shared_dim + dim) * after for before, after in pairwise(widths))
+    check_size(checkpoint, kernels, f"blocks of {widths} channels")
     return Architecture(
-        widths,
-        bottom,
-        channels,
-        attention,
-        classes,
-        shared_dim,
-        dim,
-        hier,
-        eps["sn_eps"],
-        eps["bn_eps"],
-        z_bound,
+        widths, bottom, channels, attention, classes, shared_dim, dim, hier, **eps, z_bound=z_bound
     )
 
 
 def _source(target: str) -> Source:
     """Where a tensor of the generator stands in a state dict of BigGAN-PyTorch."""
-    _, stage, *parts = target.replace(".before.", ".").split(".")
+    _, stage, *parts = target.replace(".before.", ".").replace(".conv1.1.", ".conv1.").split(".")
     if int(stage):
         block = f"blocks.{int(stage) - 1}"
         places = {"block": f"{block}.0", "attention": f"{block}.1", "norm": "output_layer.0"}

@@ -18,12 +18,15 @@ from fastdirs.generators._spectral import (
     SpectralConv2d,
     SpectralLinear,
     check_norms,
+    check_size,
     double,
+    doubled,
     scale_and_offset,
 )
 from fastdirs.manifest import Json
 
 _LAYER = r"generator\.layers\.(\d+)\..*"
+_ATTENTION = r"generator\.layers\.(\d+)\.snconv1x1_.*"
 _OWN_NAMES = r"generator\.gen_z\..+|generator\.layers\.\d+\.(bn_\d\..+|snconv1x1_.+)"
 _BOTTOM = 4
 # The bottleneck of a block has this part of its channels.
@@ -130,18 +133,15 @@ class _Block(nn.Module):
             conv = SpectralConv2d(from_channels, to_channels, kernel)
             norm = _ConditionalNorm(from_channels, architecture, before)
             self.norms.append(norm)
-            self.convs.append(conv)
+            self.convs.append(doubled(conv) if self.doubles and len(self.convs) == 1 else conv)
             before = conv.spread * norm.energy
         self.variance = variance + before
 
     def forward(self, x: Tensor, condition: Tensor, shares: Tensor) -> Tensor:
         """`[batch, inputs, height, width]` -> `[batch, outputs, ...]`, perhaps of twice the size."""
         hidden = x
-        for index, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
-            hidden = norm(hidden, condition, shares)
-            if index == 1 and self.doubles:
-                hidden = double(hidden)
-            hidden = conv(hidden)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            hidden = conv(norm(hidden, condition, shares))
         shortcut = x[:, : self.outputs]
         return hidden + (double(shortcut) if self.doubles else shortcut)
 
@@ -292,20 +292,20 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
 
 def _architecture(checkpoint: Checkpoint, eps: float, assumed: list[str]) -> Architecture:
     path = checkpoint.path
-    layers = [f"generator.layers.{i}" for i in range(count_of(checkpoint, _LAYER))]
-    signs = [f"{layer}.snconv1x1_" for layer in layers]
-    attended = [i for i, sign in enumerate(signs) if any(k.startswith(sign) for k in checkpoint.tensors)]
-    if len(attended) > 1 or attended == [len(layers) - 1]:
+    layers = count_of(checkpoint, _LAYER)
+    matches = (re.fullmatch(_ATTENTION, name) for name in checkpoint.tensors)
+    attended = sorted({int(match[1]) for match in matches if match})
+    if len(attended) > 1 or attended == [layers - 1]:
         raise CheckpointError(
-            f"{path} has self-attention in layers {attended} of {len(layers)}. Expected at most one, "
+            f"{path} has self-attention in layers {attended[:9]} of {layers}. Expected at most one, "
             "before a block: the file is of another variant."
         )
-    blocks = [layer for i, layer in enumerate(layers) if i not in attended]
+    blocks = (f"generator.layers.{i}" for i in range(layers) if i not in attended)
     widths = [shape_of(checkpoint, f"{block}.bn_0.running_means", 2)[1] for block in blocks]
     rows, last = shape_of(checkpoint, "generator.bn.running_means", 2)
     widths.append(last)
     chained = all(outputs in (inputs, inputs // 2) for inputs, outputs in pairwise(widths))
-    if not blocks or not chained or last < _CHANNELS or rows < 2:
+    if len(widths) < 2 or not chained or last < _CHANNELS or rows < 2:
         raise CheckpointError(
             f"{path} has blocks of {widths} channels and {rows} sets of statistics. Expected blocks that "
             f"keep or halve their channels, to {_CHANNELS} or more, and at least 2 sets: the file is damaged."
@@ -317,6 +317,9 @@ def _architecture(checkpoint: Checkpoint, eps: float, assumed: list[str]) -> Arc
             f"{path} holds 'generator.gen_z.weight_orig' for {condition} numbers. Expected more than the "
             f"{embedding_dim} of the class embedding: the file is damaged."
         )
+    middles = [(width, width // _REDUCTION) for width in widths]
+    kernels = sum((18 * middle + 2 * width + condition) * middle for width, middle in middles)
+    check_size(checkpoint, kernels, f"blocks of {widths} channels")
     attention = attended[0] if attended else None
     doubles = _doubles(checkpoint, widths, attention, assumed)
     return Architecture(
@@ -359,10 +362,8 @@ def _sources(generator: Generator, attention: int | None) -> dict[str, Source]:
         if f"{module}.u" in state:
             leaf = {"weight": "weight_orig", "u": "weight_u", "v": "weight_v"}.get(leaf, leaf)
         if module:
-            sources[target] = f"{_place(module, attention)}.{leaf}"
-    if attention is not None:
-        gamma = f"generator.layers.{attention}.gamma"
-        sources[f"stages.{attention + 1}.attention.gamma"] = gamma, lambda tensor: tensor.squeeze(0)
+            source = f"{_place(module, attention)}.{leaf}"
+            sources[target] = (source, lambda gamma: gamma.squeeze(0)) if leaf == "gamma" else source
     return sources
 
 
@@ -373,7 +374,9 @@ def _place(module: str, attention: int | None) -> str:
     layer = f"generator.layers.{block + (attention is not None and block >= attention)}"
     match parts:
         case ["block", "norms" | "convs" as kind, index, *inner]:
-            return ".".join([layer, f"{'bn' if kind == 'norms' else 'conv'}_{index}", *inner])
+            # What stands behind a doubling is the convolution.
+            kept = inner if kind == "norms" else []
+            return ".".join([layer, f"{'bn' if kind == 'norms' else 'conv'}_{index}", *kept])
         case ["attention", *inner]:
             names = [f"snconv1x1_{'o_conv' if name == 'o' else name}" for name in inner]
             return ".".join([f"generator.layers.{attention}", *names])

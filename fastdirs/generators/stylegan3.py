@@ -52,8 +52,8 @@ def published(
         c_dim: Number of classes, 0 if unconditional.
     """
     config = {
-        **USUAL, "z_dim": 512, "c_dim": c_dim, "w_dim": 512, "mapping_layers": 2, "img_resolution": resolution,
-        "img_channels": 3, "translate": "0,0", "rotate": "0",
+        **USUAL, "z_dim": 512, "c_dim": c_dim, "w_dim": 512, "mapping_layers": 2,
+        "img_resolution": resolution, "img_channels": 3, "translate": "0,0", "rotate": "0",
     }  # fmt: skip
     if variant == "R":
         channel_base, channel_max = 2 * channel_base, 2 * channel_max
@@ -120,7 +120,8 @@ class FourierInput(nn.Module):
         beyond = (frequency - self.sampling.cutoff) / (rate / 2 - self.sampling.cutoff)
         amplitudes = (1 - beyond).clamp(0, 1) / math.sqrt(len(self.weight))
         waves = (waves * amplitudes[:, :, None, None]).to(self.weight.dtype)
-        return F.conv2d(waves, self.weight[:, :, None, None])
+        features: Tensor = F.conv2d(waves, self.weight[:, :, None, None])
+        return features
 
 
 class Modulated(nn.Module):
@@ -147,7 +148,7 @@ class Modulated(nn.Module):
         self.register_buffer("magnitude_ema", torch.ones(()))
 
     def convolved(self, features: Tensor, scale: Tensor) -> Tensor:
-        """Features `[batch, channels, size, size]` by scales `[batch, channels]`, through all of the filter."""
+        """Features `[batch, channels, size, size]` times scales `[batch, channels]`, filtered."""
         scale = scale * self.magnitude_ema.rsqrt()
         return F.conv2d(features * scale[:, :, None, None], self.weight, padding=self.weight.shape[2] - 1)
 
@@ -156,10 +157,11 @@ class SynthesisLayer(Modulated):
     """Convolution, and a leaky ReLU at a higher sampling rate, so that its edges do not alias.
 
     Source:
-        Karras et al. 2021, figure 4. The authors scale the styles of a batch by their common mean square, and the
-        filters to a mean square of one, both of which the demodulation cancels but for its epsilon. Here the
-        styles are left as they are, so that no picture depends on its batch, and the epsilon is in proportion to
-        the filters, so that they can stay constant. The activation's gain comes before it: it is homogeneous.
+        Karras et al. 2021, figure 4. The authors scale the styles of a batch by their common mean square,
+        and the filters to a mean square of one; the demodulation cancels both but for its epsilon. Here the
+        styles are left as they are, so that no picture depends on its batch, and the epsilon is in
+        proportion to the filters, so that they stay constant. The activation's gain comes before it: it is
+        homogeneous.
     """
 
     def __init__(
@@ -199,10 +201,10 @@ class SynthesisLayer(Modulated):
         demodulation = (styles.square() @ energy.T + eps).rsqrt() * math.sqrt(2)
         features = self.convolved(state, styles) * demodulation[:, :, None, None]
         features = self.up(features + (self.bias * math.sqrt(2))[:, None, None])
-        features = F.leaky_relu(features, SLOPE)
         if self.clamp is not None:
-            features = features.clamp(-self.clamp, self.clamp)
-        filtered: Tensor = self.down(features)
+            # Before the activation, where its negative side is as much longer. In place, on what is new here.
+            features = features.clamp_(-self.clamp / SLOPE, self.clamp)
+        filtered: Tensor = self.down(F.leaky_relu(features, SLOPE, inplace=True))
         return filtered
 
 
@@ -218,7 +220,10 @@ class ToRgb(Modulated):
         """Features `[batch, channels, size, size]`, latents `[batch, layers, w_dim]` -> images."""
         styles = self.affine(latents[:, self.layer]) / math.sqrt(self.weight.shape[1])
         images = self.convolved(state, styles) + self.bias[:, None, None]
-        return (images if self.clamp is None else images.clamp(-self.clamp, self.clamp)) * self.scale
+        if self.clamp is not None:
+            images = images.clamp(-self.clamp, self.clamp)
+        scaled: Tensor = images * self.scale
+        return scaled
 
 
 class StyleGan3(Generator):
@@ -260,8 +265,9 @@ class StyleGan3(Generator):
         return True
 
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z `[batch, z_dim]` and classes `[batch, c_dim]` -> the same w for all layers `[batch, layers, w_dim]`."""
-        return self.network(z, c)[:, None].repeat(1, self.num_layers, 1)
+        """z `[batch, z_dim]`, classes `[batch, c_dim]` -> w for all layers alike `[batch, layers, w_dim]`."""
+        w: Tensor = self.network(z, c)
+        return w[:, None].repeat(1, self.num_layers, 1)
 
     def factors(self) -> list[Factor]:
         """The styles of all convolutions, ToRGB's too: `[in_channels, w_dim]` each.
@@ -291,13 +297,14 @@ def _user_transform(config: Json) -> Tensor:
         wrong = True
     if wrong:
         raise CheckpointError(
-            f"translate={config['translate']!r} and rotate={config['rotate']!r} move no picture. Expected two "
-            "parts of the picture's size such as 0.13,-0.07, and degrees such as 15."
+            f"translate={config['translate']!r} and rotate={config['rotate']!r} move no picture. Expected "
+            "two parts of the picture's size such as 0.13,-0.07, and degrees such as 15."
         )
     cos, sin = math.cos(angle), math.sin(angle)
     # As NVIDIA's scripts define translate and rotate, and inverted.
-    moved = [[cos, sin, right], [-sin, cos, down], [0.0, 0.0, 1.0]]
-    return torch.linalg.inv(torch.tensor(moved, dtype=torch.float64)).float()
+    moved = torch.tensor([[cos, sin, right], [-sin, cos, down], [0, 0, 1]], dtype=torch.float64)
+    inverse: Tensor = torch.linalg.inv(moved)
+    return inverse.float()
 
 
 def _build(config: Json) -> Generator:

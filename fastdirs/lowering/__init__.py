@@ -20,6 +20,7 @@ FORMS: dict[str, tuple[str, ...]] = {
         "fold_batch_norm",
         "first_layer_as_product",
         "transposed_as_subpixel",
+        "nearest_as_subpixel",
     ),
 }
 

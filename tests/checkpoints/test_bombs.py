@@ -62,6 +62,48 @@ def test_pickle_bombs(pickles: Any, data: bytes) -> None:
     assert time.perf_counter() - begun < 20
 
 
+def test_calls_inside_the_arguments_of_calls(pickles: Any) -> None:
+    # Deep enough for Python's own stack, if each were followed by a call of ours.
+    from_type = b"ctorch._tensor\n_rebuild_from_type_v2\n\x94"
+    deep = b"(h\x00N" * 50_000 + b")" + b"Nt" * 50_000
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(pickles.raw(b"\x80\x04" + from_type + deep + b"R."))
+    created = b"cdill._dill\n_create_array\n\x94"
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(
+            pickles.raw(b"\x80\x04" + created + b"(h\x00" * 50_000 + b")" + b"NNt" * 50_000 + b"R.")
+        )
+
+
+def test_long_names(pickles: Any) -> None:
+    module = text("a" * 1_000_000)
+    with pytest.raises(CheckpointError, match="name has 1000001 characters"):
+        read_checkpoint(pickles.raw(b"\x80\x04" + module + text("b") + b"\x93."))
+    chain = b"cbuiltins\ngetattr\n\x940" + b"h\x00" * 2000 + b"ctorch\nA\n" + (text("b") + b"\x86R") * 2000
+    with pytest.raises(CheckpointError, match=r"name has \d+ characters"):
+        read_checkpoint(pickles.raw(b"\x80\x04" + chain + b"."))
+
+
+def test_bytes_that_are_read_as_a_file_again_and_again(pickles: Any) -> None:
+    inner = pickles.dumps(bytes(3_000_000), 3)
+    load = b"ctorch.storage\n_load_from_bytes\n\x94B" + struct.pack("<I", len(inner)) + inner + b"\x94"
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(pickles.raw(repeated(load, b"h\x00h\x01\x85R", 5)))
+    with pytest.raises(CheckpointError, match="more work than any"):
+        read_checkpoint(pickles.raw(repeated(load, b"h\x00h\x01\x85R", 3000)))
+
+
+def test_dictionaries_that_are_gone_through_again_and_again(pickles: Any) -> None:
+    inner = dict.fromkeys(range(30000))
+    content = {str(number): inner for number in range(20_000)}
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(pickles.write(content))
+    evil = pickles.named("os", "system")
+    with pytest.raises(CheckpointError, match="asks to run"):
+        read_checkpoint(pickles.write({**content, "evil": evil}))
+    assert read_checkpoint(pickles.write({"weight": WEIGHT, "args": content})).settings == {}
+
+
 def test_more_work_than_any_checkpoint_needs(pickles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdirs.checkpoints._inert.MAX_STEPS", 10_000)
     with pytest.raises(CheckpointError, match="more work than any checkpoint needs"):

@@ -125,6 +125,13 @@ def test_the_mean_latent_beside_the_averaged_generator(tmp_path: Path) -> None:
     assert list(read_checkpoint(path, key="g").tensors) == ["weight"]
 
 
+def test_a_file_of_a_discriminator_alone(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"netD": D, "optimizer": {"x": D}})
+    with pytest.raises(CheckpointError, match="holds only netD, which is no generator"):
+        read_checkpoint(path)
+    assert torch.equal(read_checkpoint(path, key="netD").tensors["weight"], D["weight"])
+
+
 def test_a_discriminator_is_never_taken_unasked(tmp_path: Path) -> None:
     path = saved(tmp_path, {"models": {"discriminator": D, "my_net": G}, "optimizers": {"x": {"y": D}}})
     read = read_checkpoint(path)

@@ -6,11 +6,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from torch import nn
 
 from fastdirs.cli import COMMANDS, main
 
@@ -50,9 +53,10 @@ def skip_without_index(result: Result) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the examples of `discover` and `export` were followed."""
+def workplace(tmp_path_factory: pytest.TempPathFactory, random_dcgan: Callable[..., nn.Sequential]) -> Path:
+    """A folder with a checkpoint in which the examples of `discover` and `export` were followed."""
     folder = tmp_path_factory.mktemp("workplace")
+    torch.save(random_dcgan().state_dict(), folder / "generator.pt")
     for name in MAKERS:
         for example in examples(COMMANDS.load(name).help):
             result = follow(example, folder)

@@ -8,6 +8,8 @@ from click.testing import Result
 from PIL import Image
 
 from fastdirs.artifact import Artifact
+from fastdirs.discovery import discover
+from fastdirs.generators import Generator
 from fastdirs.registry import Registry
 
 SMALL = ("--seeds", "0-2", "--directions", "0,3", "--epsilons", "-3:3:3")
@@ -177,3 +179,28 @@ def test_a_bank_is_needed(run: Callable[..., Result], artifact: str) -> None:
     result = run("traverse", artifact, "--out", "out")
     assert result.exit_code == 2
     assert "Missing argument 'BANK'" in result.stderr
+
+
+def test_a_class(
+    run: Callable[..., Result], run_json: Callable[..., Any], classes_artifact: Artifact, classes: Generator,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    discover(classes, "sefa", num_directions=4).save(tmp_path / "classes.safetensors")
+    command = ("traverse", classes_artifact.folder, "classes.safetensors", *SMALL, "--psi", "0.6")
+    missing = run(*command, "--out", "out")
+    assert missing.exit_code == 1
+    assert "classes needs a class. Name one from 0 to 3." in missing.stderr
+    assert run(*command, "--class", "4", "--out", "out").exit_code == 1
+    assert run_json(*command, "--class", "2", "--out", "out")["class"] == 2
+    other = run(*command, "--class", "1", "--out", "out")
+    assert other.exit_code == 1
+    assert "out holds a traversal with other class" in other.stderr
+
+
+def test_a_class_that_the_model_lacks(
+    run: Callable[..., Result], artifact: str, bank_file: Path, tmp_path: Path
+) -> None:
+    result = run("traverse", artifact, bank_file, *SMALL, "--class", "0", "--out", "out")
+    assert result.exit_code == 1
+    assert "toy takes no class. Leave it out." in result.stderr
+    assert not (tmp_path / "out").exists()

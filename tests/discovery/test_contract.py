@@ -146,9 +146,7 @@ def test_the_layer_that_carries_a_place_is_not_edited(classes: Generator) -> Non
     assert bank.directions[:, 3].abs().max() == 0
     assert (bank.directions[:, :3].norm(dim=2) - 1).abs().max() < 1e-5
     for layers in ([3], [0, 3]):
-        with pytest.raises(
-            SelectionError, match=r"Layer 3 of classes is no latent to edit.*Layers 0 to 2 can"
-        ):
+        with pytest.raises(SelectionError, match=r"Layer 3 of classes is no latent.*Layers 0 to 2 can"):
             discover(classes, "sefa", layers=layers, num_directions=1)
     with pytest.raises(SelectionError, match="No layer to edit"):
         discover(classes, "sefa", layers=[], num_directions=1)

@@ -178,7 +178,6 @@ def test_pictures_of_every_architecture(net: Net, tmp_path: Path) -> None:
     generator = load_generator(saved(tmp_path, state))
     assert (generator.family, generator.z_dim, generator.c_dim) == ("biggan", net.z_dim, net.classes)
     assert generator.num_layers == (len(net.widths) if net.hier else 1)
-    assert (generator.dim, generator.class_in, generator.space) == (net.dim, "synthesis", "z")
     assert generator.img_resolution == net.bottom * 2 ** (len(net.widths) - 1)
     assert generator.provenance.assumed == ("sn_eps=1e-06", "bn_eps=1e-05")
     assert_same(generator, net, state)
@@ -188,9 +187,8 @@ def test_pictures_of_every_architecture(net: Net, tmp_path: Path) -> None:
 def test_a_saved_copy_is_the_same(net: Net, tmp_path: Path) -> None:
     generator = load_generator(saved(tmp_path, state_of(net)))
     save_generator(generator, tmp_path / "copy.safetensors")
-    copied = load_generator(tmp_path / "copy.safetensors")
+    copied, z = load_generator(tmp_path / "copy.safetensors"), generator.mapping(z_of(net))
     assert copied.identity() == generator.identity()
-    z = generator.mapping(z_of(net))
     assert torch.equal(copied.synthesis(z, 0), generator.synthesis(z, 0))
 
 
@@ -221,9 +219,9 @@ def test_mixtures_of_classes_mix_their_embeddings(net: Net, tmp_path: Path) -> N
         name: torch.cat([t, 0.7 * t[1:2] + 0.3 * t[4:5]]) if len(t.shape) and len(t) == net.classes else t
         for name, t in state.items()
     }
-    z, weights = z_of(net), torch.tensor([[0, 0.7, 0, 0, 0.3]]).expand(3, -1)
-    expected = pictures(net, mixed, z, [5, 5, 5], 1e-6, 1e-5)
-    found = generator.synthesis(generator.mapping(z), weights)
+    weights = torch.tensor([[0, 0.7, 0, 0, 0.3]]).expand(3, -1)
+    expected = pictures(net, mixed, z_of(net), [5, 5, 5], 1e-6, 1e-5)
+    found = generator.synthesis(generator.mapping(z_of(net)), weights)
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
@@ -250,8 +248,7 @@ def test_settings_beside_the_weights_are_used(tmp_path: Path) -> None:
     assert generator.provenance.assumed == ()
     assert generator.provenance.name == tmp_path.name
     assert_same(generator, net, state, 0.5, 0.01)
-    settled = load_generator(tmp_path, options={"sn_eps": "1", "bn_eps": "0.1"})
-    assert_same(settled, net, state, 1.0, 0.1)
+    assert_same(load_generator(tmp_path, options={"bn_eps": "0.1"}), net, state, 0.5, 0.1)
 
 
 def test_bigbigan_is_told_by_the_values_that_nobody_logged(tmp_path: Path) -> None:
@@ -290,19 +287,14 @@ def test_factors_are_the_columns_of_z(tmp_path: Path) -> None:
     assert [factor.layer for factor in factors] == [0] + [i for i in (1, 2, 3) for _ in range(4)]
     assert torch.equal(factors[0].weight, state["linear.weight"])
     assert torch.equal(factors[6].weight, state["blocks.1.0.bn1.bias.weight"][:, 6:])
-    start_only = NETS["z only at the start"]
-    assert len(load_generator(saved(tmp_path, state_of(start_only))).factors()) == 1
-
-
-def test_sefa_finds_directions_in_chosen_chunks(tmp_path: Path) -> None:
-    bank = discover(load_generator(saved(tmp_path, state_of(Net()))), "sefa", num_directions=3, layers=(1, 2))
-    assert bank.shift(0, 1.0).shape == (4, 4)
+    bank = discover(load_generator(tmp_path / "G_ema.pth"), "sefa", num_directions=3, layers=(1, 2))
     assert bank.shift(0, 1.0)[[0, 3]].abs().max() == 0
 
 
-def _without(name: str) -> Callable[[State], None]:
+def _without(end: str) -> Callable[[State], None]:
     def change(state: State) -> None:
-        del state[name]
+        for name in [name for name in state if name.endswith(end)]:
+            del state[name]
 
     return change
 
@@ -332,10 +324,12 @@ REFUSALS: dict[str, tuple[Callable[[State], None], str]] = {
     "columns of a gain": (_with("blocks.0.0.bn1.gain.weight", 24, 8), "Expected 6 columns .* and 4 more"),
     "five channels": (_with("output_layer.2.weight", 5, 16, 3, 3), "for 5 channels"),
     "attention of another size": (_with("blocks.1.1.theta.weight", 4, 16, 1, 1), "'blocks.1.1.theta.weight'"),
+    "sizes": (_with("blocks.1.0.bn2.stored_mean", 100_000), "100000, 16. channels, about .* but holds"),
     "two rows of u0": (_with("linear.u0", 2, 24 * 16), "'linear.u0' of shape"),
     "NaN": (_filled("blocks.1.1.o.weight", float("nan")), "NaN or infinite values in 'blocks.1.1.o.weight'"),
     "zeros": (_filled("linear.weight", 0), "'linear.weight' whose .* norm is 0"),
     "something else": (_with("blocks.1.2.gamma", 1), "'blocks.1.2.gamma', which is no part"),
+    "no spectral norms": (_without("u0"), "G_param=other than SN"),
     "a deeper network": (_with("blocks.0.0.conv3.weight", 6, 6, 1, 1), "model=BigGANdeep.*Expected BigGAN"),
     "own batch norm": (_with("blocks.0.0.bn1.bn.stored_mean", 24), "mybn=True.*Expected False"),
     "synchronised batch norm": (_with("blocks.0.0.bn1.bn.running_mean", 24), "cross_replica=True"),
@@ -365,12 +359,6 @@ def test_what_does_not_fit_is_refused(change: Callable[[State], None], message: 
 def test_settings_of_other_variants_are_refused(settings: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_generator(saved(tmp_path, state_of(Net()), settings))
-
-
-def test_no_spectral_norms_at_all(tmp_path: Path) -> None:
-    state = {name: t for name, t in state_of(Net()).items() if not name.endswith(("u0", "sv0"))}
-    with pytest.raises(CheckpointError, match="G_param=other than SN"):
-        load_generator(saved(tmp_path, state))
 
 
 def test_discriminators_and_other_residual_networks_are_not_taken_for_it(tmp_path: Path) -> None:
@@ -407,7 +395,6 @@ def test_full_size_with_random_weights_shows_something() -> None:
         torch.manual_seed(0)
         generator = GENERATORS.load("biggan").build(config)
     images = generator.synthesis(generator.mapping(generator.sample(range(3))), torch.tensor([0, 1, 2]))
-    assert images.shape == (3, 3, 128, 128)
     assert 0.2 < images.std() < 0.8
     assert images.std((2, 3)).mean() > 0.05
     assert images.std(0).mean() > 0.1

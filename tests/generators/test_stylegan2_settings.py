@@ -160,7 +160,7 @@ def test_tanh_belongs_to_genforce() -> None:
     torch.testing.assert_close(bent.synthesis(latents), torch.tanh(linear.synthesis(latents)))
     with pytest.raises(UnknownNameError, match="tann"):
         read("genforce", output="tann")
-    with pytest.raises(CheckpointError, match="NVIDIA file.*always linear"):
+    with pytest.raises(CheckpointError, match=r"NVIDIA file.*always linear"):
         read("nvidia", output="tanh")
 
 

@@ -11,6 +11,7 @@ from fastdirs.generators import GENERATORS, Generator
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator
 from fastdirs.lowering import FORMS, LOWERINGS, lower
+from fastdirs.manifest import Json
 from fastdirs.module_generator import ModuleGenerator
 
 # In [-1, 1]: a 400th of a grey level.
@@ -24,15 +25,18 @@ DCGANS: dict[str, dict[str, object]] = {
     "norm after the last": {"widths": (8, 20, 6), "norm_after": (0, 1, 2)},
     "other kernels": {"widths": (8, 20, 18, 6), "kernels": (7, 4, 5, 6), "strides": (1, 2, 1, 2)},
 }
-
-
-BIGGAN = {
-    "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5, "shared_dim": 8,
-    "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+# Small ones of families with layers of their own.
+CONFIGS: dict[str, Json] = {
+    "biggan": {
+        "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5,
+        "shared_dim": 8, "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+    },
+    "sngan": {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5},
+    "proggan": {"z_dim": 8, "widths": [8, 8, 6, 6], "img_channels": 3, "output": "tanh"},
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[*DCGANS, "toy", "module", "biggan"])
+@pytest.fixture(scope="module", params=[*DCGANS, *CONFIGS, "toy", "module"])
 def generator(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -43,10 +47,10 @@ def generator(
         return toy
     if request.param == "module":
         return ModuleGenerator(random_dcgan(), z_dim=8)
-    if request.param == "biggan":
+    if request.param in CONFIGS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return GENERATORS.load("biggan").build(BIGGAN)
+            return GENERATORS.load(request.param).build(CONFIGS[request.param])
     arguments = DCGANS[request.param]
     path = tmp_path_factory.mktemp("dcgan") / "model.pt"
     torch.save(random_dcgan(**arguments).state_dict(), path)

@@ -35,6 +35,12 @@ def test_every_normalised_layer_becomes_plain(generator: Generator) -> None:
     assert normalised <= plain
 
 
+def test_doublings_before_a_convolution_are_found_by_later_lowerings(generator: Generator) -> None:
+    pairs = [list(m) for m in fold_spectral_norm(generator).modules() if isinstance(m, nn.Sequential)]
+    assert pairs
+    assert all([type(module) for module in pair] == [nn.Upsample, nn.Conv2d] for pair in pairs)
+
+
 def test_weights_are_divided_in_float64(generator: Generator) -> None:
     folded = fold_spectral_norm(generator)
     for name, module in generator.named_modules():

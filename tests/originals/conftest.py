@@ -244,6 +244,12 @@ INPUTS = {
 }  # fmt: skip
 
 
+@cache
+def loaded(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Generator:
+    """An original's generator, once for all tests. Not to be changed."""
+    return original.load(**dict(options))
+
+
 def options_of(original: Original, array: str) -> dict[str, str]:
     """Options of the family that an array was made with."""
     if array.endswith("_nonoise"):
@@ -277,14 +283,20 @@ def require_equal(engine: Engine, original: Original, array: str) -> None:
     else:
         # A w without layers is every layer's.
         kind, expected = "latents", expected[:, None].expand_as(found) if expected.ndim == 2 else expected
-    torch.testing.assert_close(found, expected, rtol=0, atol=original.tolerance(kind))
+    torch.testing.assert_close(
+        found,
+        expected,
+        rtol=0,
+        atol=original.tolerance(kind),
+        msg=lambda text: f"{original}, {array}: {text}",
+    )
 
 
 # Parameters ---------------------------------------------------------------------------------------------
 
 
 @cache
-def _originals() -> tuple[Original, ...]:
+def originals() -> tuple[Original, ...]:
     """Every folder that holds a generator."""
     folders = [path.parent for path in sorted(FIXTURES.glob("*/meta.json"))]
     return tuple(o for o in map(Original, folders) if "checkpoint" in o.meta)
@@ -299,11 +311,9 @@ def _parameters(names: str, values: list[tuple[object, ...]]) -> pytest.MarkDeco
 
 def every_original(having: Callable[[Original], bool] = lambda original: True) -> pytest.MarkDecorator:
     """A test for each folder, or for those that have what it looks at."""
-    return _parameters("original", [(o,) for o in _originals() if having(o)])
+    return _parameters("original", [(o,) for o in originals() if having(o)])
 
 
 def every_array() -> pytest.MarkDecorator:
     """A test for each array that an original made."""
-    return _parameters(
-        "original array", [(o, a) for o in _originals() for a in o.names if not passed_over(a)]
-    )
+    return _parameters("original array", [(o, a) for o in originals() for a in o.names if not passed_over(a)])

@@ -1,4 +1,4 @@
-"""Every generator that an original wrote gives the same once it is exported: mapping and synthesis graphs."""
+"""Generators that an original wrote give the same once they are exported: mapping and synthesis graphs."""
 
 from collections.abc import Callable
 from functools import cache
@@ -9,10 +9,20 @@ import torch
 from torch import Tensor
 
 from fastdirs.export import export_generator
-from fastdirs.generators import Generator
+from fastdirs.generators import GENERATORS, Generator
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
 from fastdirs.runtime import open_runtime
-from tests.originals.conftest import Engine, Original, every_array, every_original, options_of, require_equal
+from tests.originals.conftest import (
+    Engine,
+    Original,
+    every_array,
+    every_original,
+    loaded,
+    options_of,
+    originals,
+    passed_over,
+    require_equal,
+)
 
 GRAPH_BACKENDS = ["ort", "openvino_cpu"]
 every_backend = pytest.mark.parametrize("backend", GRAPH_BACKENDS)
@@ -44,40 +54,24 @@ class Exported:
         return Engine(self.generator, mapping, synthesis, batch)
 
 
+Export = Callable[..., Exported]
+
+
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """An original's generator as it was exported, once for all tests."""
 
     @cache
     def export(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Exported:
-        folder = tmp_path_factory.mktemp(original.folder.name)
-        return Exported(original.load(**dict(options)), folder, original.batch)
+        return Exported(loaded(original, options), tmp_path_factory.mktemp(str(original)), original.batch)
 
     return export
 
 
-@every_array()
-@every_backend
-@pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
-def test_what_the_original_made(
-    original: Original, array: str, alone: bool, backend: str, exported: Callable[..., Exported]
-) -> None:
-    engine = exported(original, tuple(options_of(original, array).items())).engine(
-        backend, 1 if alone else original.batch
-    )
-    require_equal(engine, original, array)
-
-
-@every_original()
-@every_backend
-def test_seeds_give_what_torch_gives_of_them(
-    original: Original, backend: str, exported: Callable[..., Exported]
-) -> None:
-    """Sampling, truncation at 0.7, classes: the whole way of a machine that has no checkpoint."""
-    made = exported(original)
+def require_that_seeds_give_the_same(original: Original, made: Exported, backend: str) -> None:
+    """Sampling, truncation at 0.7, a class: the whole way of a machine that has no checkpoint."""
     generator, runtime, seeds = made.generator, made.runtimes[backend], range(original.batch)
-    c = generator.sample_classes([0])
-    c = None if c is None else int(c)
+    c = generator.c_dim - 1 if generator.c_dim else None
     with torch.inference_mode():
         latents = generator.mapping(generator.sample(seeds), c, psi=0.7)
         images = generator.synthesis(latents, c)
@@ -85,3 +79,38 @@ def test_seeds_give_what_torch_gives_of_them(
     torch.testing.assert_close(found, latents, rtol=0, atol=original.tolerance("latents"))
     images_found = torch.from_numpy(runtime.synthesize(found.numpy(), c))
     torch.testing.assert_close(images_found, images, rtol=0, atol=original.tolerance("images"))
+
+
+# Tracing takes seconds, so the quick run exports the smallest file of each family.
+@pytest.mark.parametrize("family", GENERATORS.names())
+def test_the_smallest_of_each_family(family: str, exported: Export) -> None:
+    found = [original for original in originals() if loaded(original).family == family]
+    if not found:
+        pytest.skip(f"no original's {family} is here")
+    original = min(found, key=lambda each: each.weights.stat().st_size)
+    made = exported(original)
+    for backend in GRAPH_BACKENDS:
+        for array in original.names:
+            if passed_over(array) or options_of(original, array):
+                continue
+            for batch in (1, original.batch):
+                require_equal(made.engine(backend, batch), original, array)
+        require_that_seeds_give_the_same(original, made, backend)
+
+
+@pytest.mark.slow
+@every_array()
+@every_backend
+@pytest.mark.parametrize("alone", [True, False], ids=["one by one", "in a batch"])
+def test_what_the_original_made(
+    original: Original, array: str, backend: str, alone: bool, exported: Export
+) -> None:
+    made = exported(original, tuple(options_of(original, array).items()))
+    require_equal(made.engine(backend, 1 if alone else original.batch), original, array)
+
+
+@pytest.mark.slow
+@every_original()
+@every_backend
+def test_seeds_give_what_torch_gives_of_them(original: Original, backend: str, exported: Export) -> None:
+    require_that_seeds_give_the_same(original, exported(original), backend)

@@ -1,13 +1,10 @@
 """Every generator that an original wrote gives in torch what the original gives: latents, images, edits."""
 
-from functools import cache
-
 import pytest
 import torch
 
 from fastdirs.checkpoints import read_checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
 from tests.originals.conftest import (
     INPUTS,
@@ -15,15 +12,11 @@ from tests.originals.conftest import (
     every_array,
     every_original,
     in_torch,
+    loaded,
     made,
     options_of,
     require_equal,
 )
-
-
-@cache
-def loaded(original: Original, options: tuple[tuple[str, str], ...] = ()) -> Generator:
-    return original.load(**dict(options))
 
 
 @every_array()
