@@ -68,6 +68,8 @@ def _networks(result: dict[str, Any], place: str) -> str:
         lines.append(f"{start} {speed} | {error} | {rest}")
     lines.append("")
     for name, facts in settings["networks"].items():
+        if "parameters" not in facts:
+            continue
         size = f"{facts['parameters'] / 1e6:.1f} M parameters, {facts['gflop_per_image']:.3g} GFLOP per image"
         export = "no export" if "export_seconds" not in facts else (
             f"exported in {facts['export_seconds']:.0f} s with {facts['export_peak_mib']:,} MiB at most"

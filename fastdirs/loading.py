@@ -23,8 +23,8 @@ from fastdirs.errors import (
     UnknownNameError,
 )
 from fastdirs.generators import GENERATORS, Family, Generator, Provenance
-from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
 from fastdirs.identification import identify
+from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
 from fastdirs.module_generator import ModuleGenerator
 from fastdirs.registry import unknown_name
 from fastdirs.zoo import ZOO, pulled_path

@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints through the real command line: the reason is named, nothing is run or left."""
+"""Damaged and hostile checkpoints on the command line: the reason is named, nothing is run or left."""
 
 import json
 import os

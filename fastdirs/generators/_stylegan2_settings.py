@@ -5,7 +5,6 @@ import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -217,13 +216,6 @@ def _check_sizes(checkpoint: Checkpoint, found: Json) -> None:
         raise CheckpointError(
             f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values. Expected one "
             f"to {found['w_dim']}, the size of w: the file is damaged or of another variant."
-        )
-    products = [a * b for a, b in pairwise(widths)]
-    products += [9 * c * c for c in found["channels"]]
-    if sum(products) > 2 * sum(tensor.numel() for tensor in checkpoint.tensors.values()):
-        raise CheckpointError(
-            f"{checkpoint.path} has shapes that do not fit together: channels {found['channels']}, mapping "
-            f"layers {found['mapping_widths']}. The file is damaged."
         )
 
 

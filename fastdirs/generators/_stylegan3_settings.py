@@ -284,8 +284,8 @@ def _check_sizes(checkpoint: Checkpoint, config: Json, layers: list[tuple[str, i
     if resolution < 4 or config["num_critical"] >= last:
         raise CheckpointError(
             f"{checkpoint.path} says {resolution} pixels, {last} layers and "
-            f"num_critical={config['num_critical']}. Expected 4 pixels at least, and more layers than those that "
-            "are critically sampled: the file is damaged."
+            f"num_critical={config['num_critical']}. Expected 4 pixels at least, and more layers than those "
+            "that are critically sampled: the file is damaged."
         )
     for (name, size, _), sampling in zip(layers, samplings(config), strict=True):
         if size != sampling.size:

@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, Generator, Provenance
-from fastdirs.generators._layout import Source, chosen, count_of, fill, number, shape_of
+from fastdirs.generators._layout import Source, built, chosen, count_of, fill, number, shape_of
 from fastdirs.generators._spectral import (
     SelfAttention,
     SpectralConv2d,
     SpectralLinear,
     check_norms,
-    check_size,
     double,
     doubled,
     scale_and_offset,
@@ -289,7 +288,7 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     settled = {**settings, **options}
     eps = {name: number(settled, name, value, 0.0, 1.0, assumed) for name, value in usual.items()}
     architecture = _architecture(checkpoint, eps, chosen(options, "z_bound", "none", list(_Z_BOUNDS)))
-    generator = _build(asdict(architecture))
+    generator = built(_build, asdict(architecture), checkpoint)
     sources = {name: _source(name) for name in generator.state_dict() if name != "latent_mean"}
     # Singular values were only logged, and those after the first are not divided by.
     fill(generator, checkpoint, sources, unused=[r".*\.sv\d+", r".*\.u[1-9]\d*"])
@@ -360,8 +359,6 @@ def _architecture(checkpoint: Checkpoint, eps: Mapping[str, float], z_bound: str
             "the file is damaged."
         )
     attention = [i for i in range(blocks) if any(name.startswith(f"blocks.{i}.1.") for name in tensors)]
-    kernels = sum((9 * before + shared_dim + dim) * after for before, after in pairwise(widths))
-    check_size(checkpoint, kernels, f"blocks of {widths} channels")
     return Architecture(
         widths, bottom, channels, attention, classes, shared_dim, dim, hier, **eps, z_bound=z_bound
     )

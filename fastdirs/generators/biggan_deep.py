@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, Generator, Provenance
-from fastdirs.generators._layout import Source, count_of, fill, number, shape_of
+from fastdirs.generators._layout import Source, built, count_of, fill, number, shape_of
 from fastdirs.generators._spectral import (
     SelfAttention,
     SpectralConv2d,
     SpectralLinear,
     check_norms,
-    check_size,
     double,
     doubled,
     scale_and_offset,
@@ -281,7 +280,7 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     said = {"eps": str(checkpoint.settings["eps"])} if "eps" in checkpoint.settings else {}
     eps = number({**said, **options}, "eps", 1e-4, 0.0, 1.0, assumed)
     architecture = _architecture(checkpoint, eps, assumed)
-    generator = _build(asdict(architecture))
+    generator = built(_build, asdict(architecture), checkpoint)
     sources = _sources(generator, architecture.attention)
     fill(generator, checkpoint, sources)
     check_norms(generator, sources, path)
@@ -317,9 +316,6 @@ def _architecture(checkpoint: Checkpoint, eps: float, assumed: list[str]) -> Arc
             f"{path} holds 'generator.gen_z.weight_orig' for {condition} numbers. Expected more than the "
             f"{embedding_dim} of the class embedding: the file is damaged."
         )
-    middles = [(width, width // _REDUCTION) for width in widths]
-    kernels = sum((18 * middle + 2 * width + condition) * middle for width, middle in middles)
-    check_size(checkpoint, kernels, f"blocks of {widths} channels")
     attention = attended[0] if attended else None
     doubles = _doubles(checkpoint, widths, attention, assumed)
     return Architecture(

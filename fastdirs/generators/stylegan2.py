@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import Factor, Family, Generator, Provenance, State
-from fastdirs.generators._layout import chosen, fill
+from fastdirs.generators._layout import built, chosen, fill
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample
 from fastdirs.generators._stylegan2_layouts import layout_of, mean_of, outline_of, sources_of
@@ -346,7 +346,8 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     assumed: list[str] = []
     sources = sources_of(layout, outline)
     found = settings_of(layout, checkpoint, outline, sources, options, assumed)
-    generator = StyleGan2(Settings(**found, noise=chosen(options, "noise", "const", NOISE)))
+    config = {**found, "noise": chosen(options, "noise", "const", NOISE)}
+    generator = built(lambda config: StyleGan2(Settings(**config)), config, checkpoint)
     if outline.mean:
         sources |= mean_of(layout, generator.num_layers, generator.dim)
     fill(generator, checkpoint, sources, layout.unused)

@@ -1,7 +1,8 @@
 """Nearest doubling and a 3x3 convolution as one 2x2 convolution at input resolution and a shuffle of pixels.
 
-After nearest doubling, the nine taps of each output pixel fall on only 2x2 input pixels, so taps that meet the
-same pixel are summed beforehand: four multiplications for each output value and input channel instead of nine.
+After nearest doubling, the nine taps of each output pixel fall on only 2x2 input pixels, so taps that meet
+the same pixel are summed beforehand: four multiplications for each output value and input channel instead of
+nine.
 """
 
 import copy

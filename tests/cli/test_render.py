@@ -36,7 +36,7 @@ def test_a_folder_of_images(run: Callable[..., Result], artifact: str, tmp_path:
 
 def test_an_array(run_json: Callable[..., Any], toy: Generator, tmp_path: Path) -> None:
     content = run_json(
-        "render", "toy", "--generator-option", "resolution=32", "--seeds", "5,9", "--psi", "0.5", "--cutoff", 1,
+        "render", "toy", "--generator-option", "resolution=32", "--seeds", "5,9", "--psi", 0.5, "--cutoff", 1,
         "--batch", 1, "--out", "images.npy",
     )  # fmt: skip
     assert content["out"] == "images.npy"

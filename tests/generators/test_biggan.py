@@ -324,7 +324,7 @@ REFUSALS: dict[str, tuple[Callable[[State], None], str]] = {
     "columns of a gain": (_with("blocks.0.0.bn1.gain.weight", 24, 8), "Expected 6 columns .* and 4 more"),
     "five channels": (_with("output_layer.2.weight", 5, 16, 3, 3), "for 5 channels"),
     "attention of another size": (_with("blocks.1.1.theta.weight", 4, 16, 1, 1), "'blocks.1.1.theta.weight'"),
-    "sizes": (_with("blocks.1.0.bn2.stored_mean", 100_000), "100000, 16. channels, about .* but holds"),
+    "sizes": (_with("blocks.1.0.bn2.stored_mean", 100_000), "values, but the shapes of its tensors ask for"),
     "two rows of u0": (_with("linear.u0", 2, 24 * 16), "'linear.u0' of shape"),
     "NaN": (_filled("blocks.1.1.o.weight", float("nan")), "NaN or infinite values in 'blocks.1.1.o.weight'"),
     "zeros": (_filled("linear.weight", 0), "'linear.weight' whose .* norm is 0"),

@@ -58,9 +58,17 @@ MAKERS: dict[str, Callable[[Path, Callable[..., nn.Sequential]], Generator]] = {
     "onnx_graph": _onnx_graph,
     "toy": _toy,
 }
-# Or, where random weights give pictures that differ, the config of a small one; several where variants matter.
+# Or, where random weights give pictures that differ, the config of a small one.
 STYLEGAN2: Json = {"z_dim": 12, "w_dim": 12, "channels": [8, 8, 6], "mapping_widths": [12, 12]}
 CONFIGS: dict[str, Json] = {
+    "biggan": {
+        "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5,
+        "shared_dim": 8, "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+    },
+    "biggan_deep": {
+        "widths": [32, 32, 16, 16], "doubles": [False, True, True], "attention": 2, "z_dim": 8,
+        "embedding_dim": 4, "classes": 6, "rows": 11, "eps": 1e-4,
+    },
     "proggan": {"z_dim": 8, "widths": [8, 8, 6, 6], "img_channels": 3, "output": "tanh"},
     "sngan": {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5},
     "stylegan": {

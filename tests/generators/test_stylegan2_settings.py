@@ -186,7 +186,7 @@ def test_noise_is_an_option() -> None:
                 "synthesis.b4.conv1.affine.bias": torch.ones(9000),
                 "synthesis.b4.torgb.affine.bias": torch.ones(9000),
             },
-            "do not fit together",
+            "the shapes of its tensors ask for",
         ),
     ],
 )

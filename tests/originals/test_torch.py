@@ -79,3 +79,9 @@ def test_a_changed_weight_is_noticed(original: Original) -> None:
     assert not torch.equal(made(in_torch(generator, original.batch), original, array), before)
     with pytest.raises(AssertionError):
         require_equal(in_torch(generator, original.batch), original, array)
+
+
+@every_original()
+def test_an_array_that_no_rule_makes_is_not_passed_over_silently(original: Original) -> None:
+    with pytest.raises(pytest.fail.Exception, match="'img_of_a_new_kind': write a rule"):
+        made(in_torch(loaded(original), 1), original, "img_of_a_new_kind")
