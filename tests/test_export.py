@@ -163,6 +163,15 @@ def test_auto_takes_the_fastest_form_and_says_so(small_dcgan: Generator, tmp_pat
     assert small_dcgan.weights_sha256 == weights
 
 
+def test_batch_sizes_follow_the_image_size(tmp_path: Path) -> None:
+    large = load_generator("toy", options={"resolution": "256"})
+    artifact = export_generator(large, tmp_path / "artifact")
+    assert artifact.content["batch"] == {"opt": 8, "max": 16}
+    assert {tuple(row["batch_sizes"]) for row in artifact.content["verified"]} == {(1, 2, 16)}
+    # 3 x 256 x 256 values of float32 each, of which 8 MiB are kept.
+    assert len(artifact.reference().images) == 8
+
+
 def test_unknown_form(toy: Generator, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"no lowering form 'subpixle'. Did you mean 'subpixel'\?"):
         export_generator(toy, tmp_path / "artifact", _recipe("subpixle"))

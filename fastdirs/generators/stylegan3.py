@@ -191,7 +191,7 @@ class SynthesisLayer(Modulated):
             radial = config["use_radial_filters"] and not critical
             taps = lowpass(by.down_taps, after.cutoff, 2 * after.half_width, rate, radial)
             self.down = Resample(taps, down=by.down, size=wanted - by.up_taps + 1)
-        self.clamp = config["conv_clamp"]
+        self.clamp = math.inf if config["conv_clamp"] is None else float(config["conv_clamp"])
 
     def forward(self, state: Tensor, latents: Tensor) -> Tensor:
         """Features `[batch, channels, size, size]`, latents `[batch, layers, w_dim]` -> the next features."""
@@ -201,9 +201,9 @@ class SynthesisLayer(Modulated):
         demodulation = (styles.square() @ energy.T + eps).rsqrt() * math.sqrt(2)
         features = self.convolved(state, styles) * demodulation[:, :, None, None]
         features = self.up(features + (self.bias * math.sqrt(2))[:, None, None])
-        if self.clamp is not None:
-            # Before the activation, where its negative side is as much longer. In place, on what is new here.
-            features = features.clamp_(-self.clamp / SLOPE, self.clamp)
+        # Before the activation, where the negative side is as much longer. It makes a new tensor, which
+        # may then be changed; `up` may give a view, and a graph copies the whole to change a view.
+        features = features.clamp(-self.clamp / SLOPE, self.clamp)
         filtered: Tensor = self.down(F.leaky_relu(features, SLOPE, inplace=True))
         return filtered
 
@@ -213,16 +213,14 @@ class ToRgb(Modulated):
 
     def __init__(self, layer: int, channels: tuple[int, int], config: Json) -> None:
         super().__init__(layer, config["w_dim"], *channels, kernel=1)
-        self.clamp = config["conv_clamp"]
+        self.clamp = math.inf if config["conv_clamp"] is None else float(config["conv_clamp"])
         self.scale = config["output_scale"]
 
     def forward(self, state: Tensor, latents: Tensor) -> Tensor:
         """Features `[batch, channels, size, size]`, latents `[batch, layers, w_dim]` -> images."""
         styles = self.affine(latents[:, self.layer]) / math.sqrt(self.weight.shape[1])
         images = self.convolved(state, styles) + self.bias[:, None, None]
-        if self.clamp is not None:
-            images = images.clamp(-self.clamp, self.clamp)
-        scaled: Tensor = images * self.scale
+        scaled: Tensor = images.clamp(-self.clamp, self.clamp) * self.scale
         return scaled
 
 

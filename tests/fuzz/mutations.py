@@ -1,6 +1,6 @@
 """Ways to damage a checkpoint: anywhere in its bytes, or in the opcodes of its pickle, which stays one.
 
-Run as a script it damages files, reads each with fastdirs and reports what went wrong; see test_readers.py.
+Run as a script it damages files, loads each with fastdirs and reports what went wrong; see test_readers.py.
 """
 
 import io
@@ -151,13 +151,14 @@ def _alarm(number: int, frame: object) -> None:
 
 
 def main(seed: int, rounds: int, paths: list[Path]) -> None:
-    """Damage every file `rounds` times, read each, and print what went wrong as JSON."""
+    """Damage every file `rounds` times, load each, and print what went wrong as JSON."""
     from fastdirs.checkpoints import read_checkpoint
     from fastdirs.errors import FastdirsError
+    from fastdirs.loading import load_generator
 
     for path in paths:
         with suppress(FastdirsError):
-            read_checkpoint(path)
+            load_generator(path)
     modules = set(sys.modules)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + EXTRA_BYTES, in_use + EXTRA_BYTES))
@@ -174,6 +175,8 @@ def main(seed: int, rounds: int, paths: list[Path]) -> None:
                 try:
                     read_checkpoint(target)
                     read += 1
+                    # What can be read goes the whole way: the family, the architecture, the weights.
+                    load_generator(target)
                 except FastdirsError as error:
                     str(error).encode()
                 except (Exception, TooLongError):

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: reading one ends soon, in bounded memory, well or with an error of our own.
+"""Damaged checkpoints: loading one ends soon, in bounded memory, well or with an error of our own.
 
 Every case is reproducible from its seed, round and number of the file:
 `mutations.damaged(data, Random("seed/round/file"))`.

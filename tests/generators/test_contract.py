@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdirs.errors import ContractError, FastdirsError, SelectionError, ShapeError
 from fastdirs.generators import GENERATORS, Generator, State
+from fastdirs.generators.stylegan3 import published
 from fastdirs.loading import load_generator, save_generator
 from fastdirs.manifest import Json
 
@@ -76,6 +77,10 @@ CONFIGS: dict[str, Json] = {
         "noise": "const", "output": "tanh",
     },
     "stylegan2": STYLEGAN2,
+    "stylegan3": {
+        **published("T", 32), "z_dim": 16, "w_dim": 16, "num_layers": 4, "num_critical": 1, "margin_size": 2,
+        "channels": [16, 16, 12, 8, 3],
+    },
     "stylegan2 with classes": {**STYLEGAN2, "c_dim": 3, "embed_dim": 12},
 }  # fmt: skip
 
