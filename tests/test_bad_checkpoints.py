@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from fastdirs.checkpoints import read_checkpoint
 from fastdirs.cli import main
 
 ROOT = Path(os.environ.get("FASTDIRS_FIXTURES") or Path(__file__).parents[2] / "shared" / "fixtures")
@@ -64,7 +66,10 @@ KEYS = {
 }
 
 
-@pytest.mark.skipif(not ENTRIES, reason=f"no fixtures at {BAD}: set FASTDIRS_FIXTURES")
+needs_fixtures = pytest.mark.skipif(not ENTRIES, reason=f"no fixtures at {BAD}: set FASTDIRS_FIXTURES")
+
+
+@needs_fixtures
 def test_every_bad_fixture_is_covered() -> None:
     named = {entry["file"] for entry in ENTRIES}
     assert set(BY_FILE) | set(KEYS) <= named
@@ -93,3 +98,64 @@ def test_refused_with_the_reason(
     assert not list(tmp_path.iterdir()), "nothing may be left behind"
     named = {"torch_utils", "dnnlib", "legacy", "timm", "dill"}
     assert not {module.partition(".")[0] for module in set(sys.modules) - modules} & named
+
+
+DISCRIMINATORS = {
+    "nv_ada_uncond_r64_map8/network-snapshot-000200.pkl": ("D", "StyleGAN2 or StyleGAN3"),
+    "nv_sg3t_r64_map2/stylegan3-t-snapshot-000400.pkl": ("D", "StyleGAN2 or StyleGAN3"),
+    "ros_train_r32_mlp4/010000.pt": ("d", "rosinality"),
+    "gf_stylegan2_r64/stylegan2_fixture64.pth": ("discriminator", "genforce"),
+    "gf_pggan_r32/pggan_fixture32.pth": ("discriminator", "genforce"),
+    "gf_stylegan_r128/stylegan_fixture128.pth": ("discriminator", "genforce"),
+}
+
+
+def _refused(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["convert", *arguments], catch_exceptions=False)
+    assert result.exit_code == 1, result.output
+    assert not Path(arguments[arguments.index("--out") + 1]).exists()
+    return result.stderr
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+@needs_fixtures
+def test_a_discriminator_is_called_one(name: str, tmp_path: Path) -> None:
+    key, project = DISCRIMINATORS[name]
+    out = str(tmp_path / "model.safetensors")
+    by_key = _refused(str(ROOT / name), "--generator-option", f"key={key}", "--out", out)
+    # In a file of its own, by the names of its tensors alone.
+    torch.save(dict(read_checkpoint(ROOT / name, key).tensors), tmp_path / "alone.pt")
+    alone = _refused(str(tmp_path / "alone.pt"), "--out", out)
+    for message in (by_key, alone):
+        assert "discriminator" in message
+        assert project in message
+        assert "not a generator" in message
+
+
+def test_an_optimiser_is_called_one(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(3, 4)
+    adam = torch.optim.Adam(layer.parameters())
+    layer(torch.randn(2, 3)).sum().backward()
+    adam.step()
+    torch.save(adam.state_dict(), tmp_path / "optimiser.pt")
+    message = _refused(str(tmp_path / "optimiser.pt"), "--out", str(tmp_path / "model.safetensors"))
+    assert "optimiser" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "forced", "really"),
+    [
+        ("biggan_r64_ch6_hier", "stylegan2", "biggan"),
+        ("hf_biggan_deep32_cw8", "biggan", "biggan_deep"),
+        ("nv_sg3t_r64_map2/stylegan3-t-snapshot-000400.pkl", "stylegan2", "stylegan3"),
+        ("gf_stylegan_r128/stylegan_fixture128.pth", "stylegan2", "stylegan"),
+        ("sngan_mnist_r32_1ch", "dcgan", "sngan"),
+        ("proggan_r64/100_celeb_hq_network-snapshot-fixture.pth", "sngan", "proggan"),
+    ],
+)
+@needs_fixtures
+def test_a_wrong_family_is_corrected(name: str, forced: str, really: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "model.safetensors")
+    message = _refused(str(ROOT / name), "--family", forced, "--out", out)
+    assert f"is a {really} by its tensors, not a {forced}" in message
+    assert "Leave the family out" in message
