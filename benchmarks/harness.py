@@ -103,10 +103,14 @@ def print_rows(rows: Sequence[Row]) -> None:
             else f"{'-':>9}  {'-':>8}"
         )
         share = f"{row.matrix_share:14.0%}" if row.matrix_share is not None else f"{'-':>14}"
-        spread = f"{row.low:,.0f}-{row.high:,.0f}"
-        print(
-            f"{row.name:38}{row.precision:>6}{row.images_per_second:10,.0f}  {spread:>15}  {error}  {share}"
-        )
+        spread = f"{short(row.low)}-{short(row.high)}"
+        speed = f"{short(row.images_per_second):>10}  {spread:>15}"
+        print(f"{row.name:38}{row.precision:>6}{speed}  {error}  {share}")
+
+
+def short(rate: float) -> str:
+    """Images per second with three digits: 0.123, 4.56, 78.9, 1,234."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def load_results() -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ python benchmarks/tables.py
 from pathlib import Path
 from typing import Any
 
-from harness import load_results
+from harness import load_results, short
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -62,7 +62,7 @@ def _networks(result: dict[str, Any], place: str) -> str:
         if row["failure"]:
             lines.append(f"{start} not measured: {row['failure']} | | | | |")
             continue
-        speed = f"{_short(row['images_per_second'])} | {_short(row['low'])}-{_short(row['high'])}"
+        speed = f"{short(row['images_per_second'])} | {short(row['low'])}-{short(row['high'])}"
         error = f"{row['error_mean']:.2g}, {row['error_max']:.2g}"
         rest = f"{row['matrix_share']:.0%} | {row['extra']['peak_mib']:,.0f} |"
         lines.append(f"{start} {speed} | {error} | {rest}")
@@ -76,11 +76,6 @@ def _networks(result: dict[str, Any], place: str) -> str:
         )  # fmt: skip
         lines.append(f"- {name}: {size}, batch {facts['batch']}, {export}.")
     return "\n".join([*lines, "", _matrix_rates(settings), ""])
-
-
-def _short(rate: float) -> str:
-    """Images per second with three digits: 0.123, 4.56, 78.9, 1,234."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _matrix_rates(settings: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from fastdirs.artifact import Artifact, open_artifact
 from fastdirs.directions import DirectionBank
-from fastdirs.errors import OutputError, SelectionError
+from fastdirs.errors import ContractError, OutputError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
 from fastdirs.latents import sample_z
@@ -91,7 +91,8 @@ def traverse(
     Raises:
         BankError: The bank belongs to another generator.
         SelectionError: A seed, direction, epsilon, psi, class or batch size out of range.
-        ContractError: A class for an unconditional generator, or none for a conditional one.
+        ContractError: A class for an unconditional generator, or none for a conditional one; pictures that
+            hold chance.
         UnknownNameError: No such writer, image format or backend.
         OutputError: The folder holds something else or a traversal with other settings, or cannot be written.
     """
@@ -109,6 +110,11 @@ def traverse(
     if not isinstance(source, Artifact | Generator):
         source = open_artifact(source)
     identity = source.generator if isinstance(source, Artifact) else source.identity()
+    if isinstance(source, Generator) and not source.exportable:
+        raise ContractError(
+            f"The pictures of {source.provenance.name} hold chance, which strips would show beside the "
+            "directions, and a resumed run could not repeat. Load it with noise=const or noise=none."
+        )
     bank.check_generator(identity)
     check_class(identity, c)
     c = None if c is None else int(c)

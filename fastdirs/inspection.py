@@ -82,7 +82,7 @@ def _manifest(path: Path) -> Json | None:
     """What a manifest says, whatever it is about; None if the file is none."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     known = isinstance(content, dict) and "schema" in content and isinstance(content.get("kind"), str)
     return content if known else None

@@ -3,10 +3,12 @@
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -18,11 +20,12 @@ from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
 from fastdirs.errors import (
     CheckpointError,
     ContractError,
+    FastdirsError,
     MissingDependencyError,
     OutputError,
     UnknownNameError,
 )
-from fastdirs.generators import GENERATORS, Family, Generator, Provenance
+from fastdirs.generators import GENERATORS, Family, Generator, Provenance, built
 from fastdirs.identification import identify
 from fastdirs.manifest import Json, manifest, sha256_file, write_bytes, write_json
 from fastdirs.module_generator import ModuleGenerator
@@ -32,6 +35,10 @@ from fastdirs.zoo import ZOO, pulled_path
 KIND = "generator"
 # What the header of a converted file says of the one it came from.
 _ORIGIN = ("source_sha256", "reader", "part", "foreign")
+_DTYPES = frozenset({
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.uint8, torch.bool,
+})  # fmt: skip
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -130,7 +137,11 @@ def _load(
 ) -> tuple[Generator, Checkpoint | None]:
     """The generator, and the checkpoint that it was read from if there is one."""
     text = str(source)
-    is_factory = not Path(text).exists() and ":" in text and not text.startswith((".", "/"))
+    if "://" in text:
+        raise CheckpointError(f"{text} is an address, not a file. Download it first, then name the file.")
+    # os.path: a name may be too long or too private to be looked for.
+    exists = os.path.exists(text)
+    is_factory = not exists and ":" in text and not text.startswith((".", "/"))
     if (factory is not None or is_factory) and (family or options):
         raise ContractError(
             f"{factory or text} is code: family and options do not apply to it. Leave them out."
@@ -140,7 +151,7 @@ def _load(
         generator = _from_factory(factory, text)
     elif is_factory:
         generator = _from_factory(text, None)
-    elif not Path(text).exists() and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
+    elif not exists and text in GENERATORS.names() and GENERATORS.load(text).infer is None:
         if family not in (None, text):
             raise CheckpointError(f"{text} is a family itself, not {family}. Leave the family out.")
         generator = GENERATORS.load(text).build(_numbers(text, GENERATORS.load(text), options))
@@ -188,7 +199,7 @@ def save_generator(generator: Generator, path: Path, extra: Json | None = None) 
 def _locate(text: str) -> Path:
     """The file or folder behind a path or zoo name; the errors say which command helps."""
     path = Path(text)
-    if path.exists():
+    if os.path.exists(text):
         return path
     if text in ZOO.names():
         pulled = pulled_path(text)
@@ -212,9 +223,12 @@ def _weightless() -> Iterator[str]:
 
 def _from_checkpoint(checkpoint: Checkpoint, family: str | None, options: Mapping[str, str]) -> Generator:
     path = checkpoint.path
+    _check_types(checkpoint)
     if checkpoint.config:
         if checkpoint.config.get("kind") != KIND:
-            raise CheckpointError(f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator.")
+            raise CheckpointError(
+                f"{path} is a fastdirs {checkpoint.config.get('kind')}, not a generator. Name a generator."
+            )
         return _from_own(checkpoint, family, options)
     known, missing = _families(checkpoint)
     fits = [name for name, plugin in known.items() if plugin.recognises and plugin.recognises(checkpoint)]
@@ -231,7 +245,7 @@ def _from_checkpoint(checkpoint: Checkpoint, family: str | None, options: Mappin
         return _infer(known[fits[0]], fits[0], checkpoint, options)
     stranger = identify(checkpoint)
     if stranger is not None:
-        raise CheckpointError(f"{path} is {stranger}, not a generator.")
+        raise CheckpointError(f"{path} is {stranger}, not a generator. Name the generator's file or part.")
     refusals: list[CheckpointError] = []
     for name, plugin in known.items():
         if plugin.recognises is None:
@@ -241,10 +255,25 @@ def _from_checkpoint(checkpoint: Checkpoint, family: str | None, options: Mappin
                 refusals.append(error)
     if missing is not None and not refusals:
         raise missing
-    if len(refusals) == 1:
-        raise refusals[0]
+    names = list(checkpoint.tensors)
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    prefix = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    hint = f" All of them begin with {prefix!r}: save them without it." if prefix and len(names) > 1 else ""
     reasons = " ".join(str(refusal) for refusal in refusals)
-    raise CheckpointError(f"{path} is a generator of no family that fastdirs knows. {reasons}")
+    raise CheckpointError(
+        f"{path} holds no generator of a family that fastdirs knows; its tensors are "
+        f"{', '.join(map(repr, names[:3]))}, ...{hint} {reasons}"
+    )
+
+
+def _check_types(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where a tensor's elements are of a kind that no generator is made of."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{checkpoint.path} holds {name!r} as {str(tensor.dtype)[6:]}, which no generator here is "
+                "made of. Save it as float32."
+            )
 
 
 def _families(checkpoint: Checkpoint) -> tuple[dict[str, Family], MissingDependencyError | None]:
@@ -268,7 +297,8 @@ def _infer(family: Family, name: str, checkpoint: Checkpoint, options: Mapping[s
         raise CheckpointError(f"Family {name} reads no files. Use its name alone: {name}")
     if checkpoint.format not in family.formats:
         raise CheckpointError(
-            f"{checkpoint.path} is a {checkpoint.format}, which family {name} is not read from."
+            f"{checkpoint.path} is a {checkpoint.format}, which family {name} is not read from. "
+            "Leave the family out."
         )
     return family.infer(checkpoint, options)
 
@@ -284,13 +314,20 @@ def _from_own(checkpoint: Checkpoint, family: str | None, options: Mapping[str, 
                 f"{checkpoint.path} holds a {identity['family']} with all its settings. "
                 f"Leave the family and the options{allowed} out."
             )
-        generator = plugin.build({**header["config"], **options})
+        generator = built(plugin.build, {**header["config"], **options}, checkpoint)
         generator.load_state_dict(dict(checkpoint.tensors))
-        generator.provenance = Provenance(**{**provenance, "assumed": tuple(provenance["assumed"])})
+        # What an option settles now is no longer assumed.
+        assumed = tuple(each for each in provenance["assumed"] if each.partition("=")[0] not in options)
+        generator.provenance = Provenance(**{**provenance, "assumed": assumed})
         wanted = identity["weights_sha256"]
-    except (RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path} does not hold what its header says: {reason}") from error
+    except FastdirsError:
+        raise
+    except Exception as error:
+        # The header was written by someone else, or changed: anything may be wrong in it.
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint.path} does not hold what its header says: {reason} Convert or pull it again."
+        ) from error
     if generator.weights_sha256 != wanted:
         raise CheckpointError(
             f"{checkpoint.path} was changed after it was written: its tensors have another hash. "

@@ -128,7 +128,7 @@ def read_json(path: Path, kind: str) -> Json:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is missing or unreadable, so what lies beside it is unfinished. Make it again."
         ) from error
@@ -145,7 +145,7 @@ def is_manifest(path: Path, kind: str) -> bool:
     """Whether a file is the manifest of a fastdirs `kind`, of whatever schema."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.get("kind") == kind and "environment" in content
 

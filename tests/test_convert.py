@@ -59,14 +59,14 @@ def test_a_copy_of_a_copy_remembers_the_first_source(source: Path, tmp_path: Pat
 def test_another_part_of_the_file(
     source: Path, random_dcgan: Callable[..., nn.Sequential], tmp_path: Path
 ) -> None:
-    parts = {"netG": random_dcgan().state_dict(), "averaged": random_dcgan(seed=1).state_dict()}
+    parts = {"netG": random_dcgan().state_dict(), "another": random_dcgan(seed=1).state_dict()}
     torch.save(parts, source)
     usual = convert(source, tmp_path / "usual.safetensors")
-    other = convert(source, tmp_path / "other.safetensors", options={"key": "averaged"})
-    assert other["part"] == "averaged"
+    other = convert(source, tmp_path / "other.safetensors", options={"key": "another"})
+    assert other["part"] == "another"
     assert other["generator"]["weights_sha256"] != usual["generator"]["weights_sha256"]
-    with pytest.raises(UnknownNameError, match="Did you mean 'averaged'"):
-        convert(source, tmp_path / "none.safetensors", options={"key": "average"})
+    with pytest.raises(UnknownNameError, match="Did you mean 'another'"):
+        convert(source, tmp_path / "none.safetensors", options={"key": "anothr"})
 
 
 def test_it_is_public(source: Path, tmp_path: Path) -> None:

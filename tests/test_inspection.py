@@ -130,7 +130,17 @@ def test_dictionary_that_contains_itself(tmp_path: Path) -> None:
     state: dict[str, Any] = {"weight": torch.zeros(2)}
     state["again"] = state
     torch.save(state, tmp_path / "loop.pt")
-    assert _inspect(tmp_path / "loop.pt")["state_dicts"] == [{"name": "", "tensors": 1, "parameters": 2}]
+    assert _inspect(tmp_path / "loop.pt")["state_dicts"] == [
+        {"name": "", "tensors": 1, "parameters": 2},
+        {"name": "again", "tensors": 1, "parameters": 2},
+    ]
+    assert _inspect(tmp_path / "loop.pt")["taken"] == ""
+
+
+def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match="is no manifest of fastdirs"):
+        inspect_file(tmp_path / "deep.json")
 
 
 def _graph() -> onnx.ModelProto:

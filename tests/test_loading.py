@@ -13,12 +13,18 @@ import fastdirs
 from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import CheckpointError, ContractError, OutputError, SelectionError, UnknownNameError
-from fastdirs.generators import Generator
+from fastdirs.generators import GENERATORS, Generator, Provenance
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator, save_generator
+from fastdirs.manifest import Json
 from fastdirs.module_generator import ModuleGenerator
 from fastdirs.zoo import ZOO
 
+STYLEGAN2: Json = {"z_dim": 12, "w_dim": 12, "channels": [8, 8, 6], "mapping_widths": [12, 12]}
+BIGGAN: Json = {
+    "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5, "shared_dim": 8,
+    "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+}  # fmt: skip
 OWN = """
 import torch
 from pathlib import Path
@@ -210,6 +216,58 @@ def test_a_header_that_is_not_true(saved: Path, change: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "header"),
+    [
+        ("sngan", {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5}, {"widths": []}),
+        (
+            "sngan",
+            {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5},
+            {"widths": [10**7, 10**7]},
+        ),
+        ("stylegan2", STYLEGAN2, {"channels": [0]}),
+        ("stylegan2", STYLEGAN2, {"mapping_widths": "x"}),
+        ("stylegan2", STYLEGAN2, {"channels": [30_000] * 3}),
+        ("biggan", BIGGAN, {"widths": [1]}),
+        ("biggan", BIGGAN, {"classes": 2**40}),
+    ],
+)
+def test_a_config_that_was_changed_costs_nothing(
+    name: str, config: Json, header: Json, tmp_path: Path
+) -> None:
+    save_generator(GENERATORS.load(name).build(config), tmp_path / "saved.safetensors")
+    tensors, content = read_safetensors(tmp_path / "saved.safetensors")
+    content["config"] |= header
+    save_file(tensors, tmp_path / "saved.safetensors", {HEADER: json.dumps(content)})
+    with pytest.raises(CheckpointError, match=r"not hold what its header says|shapes of its tensors ask"):
+        load_generator(tmp_path / "saved.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_elements_that_no_generator_is_made_of(dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.save({"main.0.weight": torch.zeros(8, 4, 4, 4).to(dtype)}, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"holds 'main.0.weight' as .*Save it as float32"):
+        load_generator(tmp_path / "model.pt")
+
+
+def test_an_address_is_no_file() -> None:
+    with pytest.raises(CheckpointError, match=r"is an address, not a file. Download it first"):
+        load_generator("https://example.org/network.pkl")
+
+
+def test_a_name_that_is_too_long_for_a_file() -> None:
+    with pytest.raises((CheckpointError, UnknownNameError)):
+        load_generator("x" * 3000)
+
+
+def test_a_prefix_before_all_names_is_pointed_out(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
+    state = {f"module.generator.{name}": tensor for name, tensor in module.state_dict().items()}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"All of them begin with 'module.generator.'"):
+        load_generator(tmp_path / "model.pt")
+
+
 def test_a_family_that_this_version_does_not_know(saved: Path) -> None:
     tensors, header = read_safetensors(saved)
     header["generator"]["family"] = "future"
@@ -305,3 +363,13 @@ def test_family_and_options_do_not_apply_to_code(own_module: str) -> None:
         load_generator(f"{own_module}:make", "dcgan")
     with pytest.raises(CheckpointError, match="toy is a family itself, not dcgan"):
         load_generator("toy", "dcgan")
+
+
+def test_an_option_that_may_change_is_no_longer_assumed(tmp_path: Path) -> None:
+    generator = GENERATORS.load("biggan").build(BIGGAN)
+    generator.provenance = Provenance(name="x", assumed=("z_bound=none", "sn_eps=1e-06"))
+    save_generator(generator, tmp_path / "saved.safetensors")
+    loaded = load_generator(tmp_path / "saved.safetensors", options={"z_bound": "2"})
+    assert loaded.z_bound == 2
+    assert loaded.provenance.assumed == ("sn_eps=1e-06",)
+    assert loaded.weights_sha256 == generator.weights_sha256

@@ -270,6 +270,7 @@ def test_equal_work_gives_equal_manifests() -> None:
         (None, "missing or unreadable"),
         ("", "missing or unreadable"),
         ('{"kind": "x", "sche', "missing or unreadable"),
+        ("[" * 100_000, "missing or unreadable"),
         ("[1, 2]", "not the manifest of a fastdirs x"),
         ('{"kind": "y", "schema": 1}', "not the manifest of a fastdirs x"),
         ('{"kind": "x", "schema": 99}', "has schema 99"),

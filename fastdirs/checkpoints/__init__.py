@@ -16,6 +16,8 @@ from fastdirs.registry import Registry
 HEAD_BYTES = 512
 _SUFFIXES = (".pt", ".pth", ".pkl", ".bin", ".ckpt", ".safetensors", ".onnx", ".tar")
 _MAX_LISTED = 10
+# The format's own limit.
+_MAX_SAFETENSORS_HEADER = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,17 @@ class Format:
 FORMATS: Registry[Format] = Registry("fastdirs.checkpoints", "FORMAT", "checkpoint format")
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins as safetensors: eight bytes of header length, then a JSON object.
+
+    Other readers ask this first. The length may happen to begin as their files do, but no pickle, zip or page
+    goes on with four zero bytes and a brace.
+    """
+    return (
+        len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < _MAX_SAFETENSORS_HEADER
+    )
+
+
 def recognise(path: Path) -> str:
     """The format of a file or folder, from its content.
 
@@ -140,7 +153,9 @@ def recognise(path: Path) -> str:
     if is_folder:
         raise CheckpointError(_no_checkpoint_in(path))
     known = "; ".join(FORMATS.load(name).summary for name in FORMATS.names())
-    raise CheckpointError(f"{path} is in none of the formats that fastdirs reads: {known}.")
+    raise CheckpointError(
+        f"{path} is in none of the formats that fastdirs reads: {known}. Name a file in one of them."
+    )
 
 
 def _head(path: Path) -> bytes:
@@ -152,7 +167,7 @@ def _head(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     if not head:
         raise CheckpointError(f"{path} is empty, as a failed download leaves it. Download it again.")
-    if head.lstrip()[:1] == b"<":
+    if head.lstrip()[:1] == b"<" and not is_safetensors(head):
         raise CheckpointError(
             f"{path} is a web page, not a checkpoint: the download was answered by a log-in or error page. "
             "Open the address in a browser and download the file itself."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastdirs.checkpoints._inert import Fields, Reading, Record, key_of
-from fastdirs.checkpoints._names import Named
+from fastdirs.checkpoints._names import Named, acts
 from fastdirs.checkpoints._source_text import acting_call
 from fastdirs.checkpoints._tensors import (
     DTYPES,
@@ -25,19 +25,26 @@ from fastdirs.checkpoints._tensors import (
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 _NEW_ARRAY = "numpy.core.multiarray._reconstruct"
-_TENSORS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
+_FROM_BUFFER = "numpy.core.numeric._frombuffer"
+_DILL_ARRAY = "dill._dill._create_array"
+_REBUILDERS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
+
+_STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 
 # Named without being called, or called only to be remembered, in genuine checkpoints of networks.
 INERT = frozenset({
     "argparse.Namespace", "builtins.set", "builtins.frozenset", "builtins.slice", "builtins.range",
-    "builtins.complex", "builtins.object", "builtins.list", "builtins.tuple", "builtins.dict", "builtins.int",
+    "builtins.complex", "builtins.object", "builtins.list", "builtins.tuple", "builtins.int",
     "builtins.float", "builtins.bool", "builtins.str", "functools.partial", "numpy.dtype", "numpy.ndarray",
-    "numpy.core.numeric._frombuffer", "torch.device", "torch.dtype",
-    "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter", "collections.defaultdict",
-    PERSISTENT,
-    *(f"torch.{name}" for name in [*STORAGES, *DTYPES]), "torch.storage.UntypedStorage",
-    "torch.storage.TypedStorage",
+    "torch.device", "torch.dtype", "torch.Tensor", "torch.storage.TypedStorage",
+    *(f"torch.{name}" for name in DTYPES),
+    *(f"{module}.{name}" for module in _STORAGE_MODULES for name in STORAGES),
 })  # fmt: skip
+# Calls whose result is a tensor or an array, known here or not: one that is not understood must not be lost.
+_MAKES_TENSORS = (
+    "torch._utils._rebuild_", "torch._tensor._rebuild_", "torch.nn.parameter.", "torch.nn.Parameter",
+    _NEW_ARRAY, _FROM_BUFFER, _DILL_ARRAY,
+)  # fmt: skip
 
 
 def call(reading: Reading, maker: object, args: object, kwargs: object = None) -> object:
@@ -49,33 +56,40 @@ def call(reading: Reading, maker: object, args: object, kwargs: object = None) -
         args: A tuple; anything else from a broken file is remembered as it is.
         kwargs: A dictionary or None.
     """
-    if isinstance(maker, Named) and isinstance(args, tuple) and not kwargs:
-        function = _CALLS.get(maker.full)
-        if function is not None:
-            try:
-                return function(reading, maker, *args)
-            except Misfit as error:
-                return _record(reading, maker, args, kwargs, str(error))
-            except TypeError:
-                # Only the number of arguments can be wrong: each function takes anything else.
-                return _record(reading, maker, args, kwargs, "has other arguments than it takes")
-    return _record(reading, maker, args, kwargs, "")
+    function = _CALLS.get(maker.full) if isinstance(maker, Named) else None
+    if function is None:
+        return Record(maker, args, kwargs)
+    if not isinstance(args, tuple) or kwargs:
+        return Record(maker, args, kwargs, _OTHER_ARGUMENTS)
+    try:
+        return function(reading, maker, *args)
+    except Misfit as error:
+        return Record(maker, args, kwargs, str(error))
+    except TypeError:
+        # Only the number of arguments can be wrong: each function takes anything else.
+        return Record(maker, args, kwargs, _OTHER_ARGUMENTS)
 
 
-def _record(reading: Reading, maker: object, args: object, kwargs: object, problem: str) -> Record:
-    record = Record(maker, args, kwargs, problem)
-    if isinstance(maker, Named) and maker.full == "builtins.getattr":
-        # Attributes of anything but torch's own classes are a way to reach everything.
-        record.add([reading.named(maker.module, maker.name, called=True)])
-    return record
+def is_inert(name: str) -> bool:
+    """Whether calls of a global in a genuine network may stay undone, because no tensor comes of them."""
+    return name in INERT or (name.startswith("torch.nn.") and not acts(name))
 
 
 def is_known(name: str) -> bool:
     """Whether a global belongs to genuine checkpoints and is understood here."""
-    return name in _CALLS or name in INERT
+    return name in _CALLS or is_inert(name)
+
+
+def is_lost_tensor(value: object) -> bool:
+    """Whether a value should have become a tensor or an array of numbers and did not."""
+    if not isinstance(value, Record) or (isinstance(value, Array) and value.tensor is not None):
+        return False
+    stored_wrongly = value.maker is None and bool(value.problem)
+    return stored_wrongly or value.name.startswith(_MAKES_TENSORS)
 
 
 Call = Callable[..., Any]
+_OTHER_ARGUMENTS = "has other arguments than it takes"
 
 
 def _ordered_dict(reading: Reading, maker: Named, pairs: object = ()) -> Fields:
@@ -87,6 +101,13 @@ def _ordered_dict(reading: Reading, maker: Named, pairs: object = ()) -> Fields:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Misfit("is a dictionary made of something else")
         made[key_of(pair[0])] = pair[1]
+    return made
+
+
+def _default_dict(reading: Reading, maker: Named, factory: object = None) -> Fields:
+    made = Fields()
+    # Never asked to make anything, but seen by whoever judges the file.
+    made.state = factory
     return made
 
 
@@ -120,11 +141,16 @@ def _reconstructor(reading: Reading, maker: Named, cls: object, base: object, st
     raise Misfit("is an object made from something else")
 
 
-def _attribute(reading: Reading, maker: Named, owner: object, name: object) -> Named:
-    # How torch's own functions are pickled, torch.tanh as getattr(torch._C._VariableFunctionsClass, "tanh").
-    if isinstance(owner, Named) and isinstance(name, str) and owner.module.partition(".")[0] == "torch":
+def _attribute(reading: Reading, maker: Named, owner: object, name: object) -> Named | Record:
+    # How torch's own functions are pickled, torch.tanh as getattr(torch._C._VariableFunctionsClass, "tanh"),
+    # and methods of classes and objects everywhere. Whether it would act is judged by the name that it gives.
+    if not isinstance(name, str):
+        raise Misfit("is an attribute without a name")
+    if isinstance(owner, Named):
         return reading.named(owner.full, name)
-    raise Misfit("is an attribute of something else")
+    record = Record(maker, (owner, name), None, "is an attribute of something that was not made")
+    record.add([reading.named(owner.name if isinstance(owner, Record) else "", name)])
+    return record
 
 
 def _encode(reading: Reading, maker: Named, text: object, encoding: object = "utf-8") -> bytes:
@@ -166,6 +192,7 @@ def _tensor(reading: Reading, maker: Named, storage: object, *rest: object) -> S
         raise Misfit("is a tensor without a storage")
     if len(rest) < 3 or len(rest) > 6:
         raise Misfit("is a tensor that is not fully described")
+    _refuse_bits(rest[5:])
     return StoredTensor(storage, rest[0], rest[1], rest[2])
 
 
@@ -176,7 +203,14 @@ def _tensor_v3(reading: Reading, maker: Named, storage: object, *rest: object) -
     dtype = DTYPES.get(rest[5].name) if isinstance(rest[5], Named) and rest[5].module == "torch" else None
     if dtype is None:
         raise Misfit("is a tensor of unknown elements")
+    _refuse_bits(rest[6:])
     return StoredTensor(storage, rest[0], rest[1], rest[2], dtype)
+
+
+def _refuse_bits(metadata: tuple[object, ...]) -> None:
+    # Then the storage holds the negatives or conjugates of the values.
+    if any(metadata):
+        raise Misfit("is a negated or conjugated view, which is not undone here")
 
 
 def _parameter(reading: Reading, maker: Named, data: object, *rest: object) -> object:
@@ -191,7 +225,7 @@ def _from_type(
 ) -> object:
     # Only the plain functions, or one such call could hold another, ever deeper.
     name = function.full if isinstance(function, Named) else ""
-    made = call(reading, function, args) if name in _TENSORS else None
+    made = call(reading, function, args) if name in _REBUILDERS else None
     if isinstance(made, StoredTensor):
         return made
     raise Misfit("is a kind of tensor that is not known")
@@ -208,11 +242,18 @@ def _new_array(reading: Reading, maker: Named, *args: object) -> Array:
 
 
 def _from_buffer(
-    reading: Reading, maker: Named, data: object, kind: object, shape: object, order: object
+    reading: Reading,
+    maker: Named,
+    data: object,
+    kind: object,
+    shape: object,
+    order: object,
+    axes: object = None,
 ) -> Array:
-    # How protocol 5 makes an array.
-    made = Array(reading, maker, (data, kind, shape, order))
-    made.tensor = array(reading, data, kind, shape, order == "F")
+    # How protocol 5 makes an array; numpy 2.4 keeps its axes in any order, as those of a row-major one.
+    made = Array(reading, maker, (data, kind, shape, order, axes))
+    tensor = array(reading, data, kind, shape, order == "F")
+    made.tensor = tensor if order != "K" or axes is None else tensor.transposed(axes)
     return made
 
 
@@ -235,6 +276,7 @@ _CALLS: dict[str, Call] = {
     "collections.OrderedDict": _ordered_dict,
     "dnnlib.util.EasyDict": _ordered_dict,
     "builtins.dict": _ordered_dict,
+    "collections.defaultdict": _default_dict,
     "builtins.getattr": _attribute,
     "copyreg._reconstructor": _reconstructor,
     "_codecs.encode": _encode,
@@ -249,15 +291,15 @@ _CALLS: dict[str, Call] = {
     "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch.Size": _size,
     _NEW_ARRAY: _new_array,
-    "numpy.core.numeric._frombuffer": _from_buffer,
+    _FROM_BUFFER: _from_buffer,
     "numpy.core.multiarray.scalar": _scalar,
-    "dill._dill._create_array": _dill_array,
+    _DILL_ARRAY: _dill_array,
     PERSISTENT: _persistent,
 }
 
 
 def storage_type(value: object) -> torch.dtype | None:
     """The element type that a named storage class stands for; None if it is none."""
-    if isinstance(value, Named) and value.module in ("torch", "torch.cuda", "torch.storage"):
+    if isinstance(value, Named) and value.module in _STORAGE_MODULES:
         return STORAGES.get(value.name)
     return None

@@ -24,6 +24,13 @@ _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = 30
 _BYTES_PER_STEP = 256
+# A zip's directory: entries, and bytes of all of them together.
+_MAX_MEMBERS = 100_000
+_MAX_DIRECTORY = 2**24
+# How network pickles of the TensorFlow code differ from all others, near their beginning.
+TENSORFLOW = b"dnnlib.tflib"
+_BIG_ENDIAN = "it was written by a big-endian machine"
+_ADVICE = "Ask its author for a plain state dict or safetensors."
 
 
 @contextmanager
@@ -104,13 +111,13 @@ def _legacy(
     reading: Reading, stream: IO[bytes], size: int, source: Callable[[int], Callable[[memoryview], None]]
 ) -> Any:
     magic = _paid(reading, stream)
-    if magic != _MAGIC_NUMBER if isinstance(magic, int) else True:
+    if not isinstance(magic, int) or magic != _MAGIC_NUMBER:
         raise _NotLegacy(magic)
     protocol, machine = _paid(reading, stream), _paid(reading, stream)
     if not isinstance(protocol, int) or protocol != _LEGACY_PROTOCOL:
-        raise reading.broken("it is a torch file of an unknown protocol")
+        raise reading.unsupported("it is a torch file of an unknown protocol", _ADVICE)
     if isinstance(machine, dict) and machine.get("little_endian") is False:
-        raise reading.broken("it was written by a big-endian machine")
+        raise reading.unsupported(_BIG_ENDIAN, _ADVICE)
     storages: dict[str, Storage] = {}
     content = _paid(reading, stream, lambda pid: _storage(storages, pid))
     keys = _paid(reading, stream)
@@ -166,11 +173,30 @@ def _storage(storages: dict[str, Storage], pid: object) -> object:
     return known
 
 
+class _Bounded:
+    """A zip container, as long as its directory is no longer than any: of each entry an object is made."""
+
+    def __init__(self, file: BufferedReader, reading: Reading) -> None:
+        self.file = file
+        self.reading = reading
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        """Some bytes, of which only the directory's are many."""
+        data = self.file.read(count) if count <= _MAX_DIRECTORY else b""
+        if count > _MAX_DIRECTORY or data.count(b"PK\x01\x02") > _MAX_MEMBERS:
+            raise self.reading.unsupported(
+                f"its zip container lists more files than any checkpoint has ({_MAX_MEMBERS})",
+                "It is broken or made to do harm. " + _ADVICE,
+            )
+        return data
+
+
 def _zip(file: BufferedReader, reading: Reading) -> Any:
     """The content of a file in torch's zip container; its tensors are read from the file when asked for."""
     path = reading.path
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(_Bounded(file, reading)) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError) as error:
         raise reading.broken(f"its zip container: {str(error)[:100]}") from error
@@ -198,7 +224,7 @@ def _zip(file: BufferedReader, reading: Reading) -> Any:
     root = roots[0]
     order = members.get(f"{root}byteorder")
     if order is not None and _member(file, reading, order, 16) != b"little":
-        raise reading.broken("it was written by a big-endian machine")
+        raise reading.unsupported(_BIG_ENDIAN, _ADVICE)
     storages: dict[str, Storage] = {}
     pickled = _member(file, reading, members[f"{root}data.pkl"], None)
 
@@ -226,7 +252,7 @@ def _from_member(
         file.seek(_start(file, reading, info))
         if file.readinto(buffer) != len(buffer):
             raise reading.broken("its data ends early")
-        if zlib.crc32(buffer) != info.CRC:
+        if not _agrees(buffer, info):
             raise reading.broken("a tensor's data was changed after it was written: its checksum differs")
 
     return fill
@@ -240,15 +266,24 @@ def _member(file: BufferedReader, reading: Reading, info: zipfile.ZipInfo, limit
     reading.claim(info.file_size)
     file.seek(start)
     data = file.read(info.file_size)
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+    if len(data) != info.file_size or not _agrees(data, info):
         raise reading.broken("its zip container is damaged: a checksum differs")
     return data
+
+
+def _agrees(data: bytes | memoryview, info: zipfile.ZipInfo) -> bool:
+    """Whether bytes have the checksum that their zip container gives, if it gives one."""
+    # Zero is what torch writes after torch.serialization.set_crc32_options(False).
+    return info.CRC in (0, zlib.crc32(data))
 
 
 def _start(file: BufferedReader, reading: Reading, info: zipfile.ZipInfo) -> int:
     """Where the bytes of a file in a zip container begin."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
-        raise reading.broken("its zip container is compressed or encrypted, as torch never writes it")
+        raise reading.unsupported(
+            "its zip container is compressed or encrypted, as torch never writes it",
+            "Name the file that torch.save wrote, unpacked if another program packed it.",
+        )
     size = file.seek(0, io.SEEK_END)
     if info.header_offset < 0 or info.header_offset + _LOCAL_HEADER + info.file_size > size:
         raise reading.broken("its zip container points outside itself")

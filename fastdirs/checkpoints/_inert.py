@@ -9,7 +9,9 @@ from fastdirs.errors import CheckpointError
 
 # What the machine and every walk over its result may do in all; the largest genuine files need a tenth.
 MAX_STEPS = 4_000_000
-_MAX_NAME = 1000
+# The names of genuine globals are far shorter, and there are at most a few hundred of them.
+_MAX_NAME = 250
+_MAX_NAMES = 100_000
 
 
 class Record:
@@ -117,23 +119,27 @@ class Reading:
         self.nested: Callable[[bytes], Any] | None = None
         self.sources: dict[str, str] = {}
 
-    def named(self, module: str, name: str, where: str = "", called: bool = False) -> Named:
+    def named(self, module: str, name: str, where: str = "") -> Named:
         """Take note of a global.
 
         Raises:
-            CheckpointError: Its name is longer than any, as if many were to be made of it.
+            CheckpointError: Its name is longer than any, as if many were to be made of it, or there are more
+                of them than any checkpoint needs.
         """
         if len(module) + len(name) > _MAX_NAME:
             raise self.broken(f"a global whose name has {len(module) + len(name)} characters")
-        named = Named(module, name, where, called)
+        if len(self.names) >= _MAX_NAMES:
+            raise CheckpointError(
+                f"{self.path} names more than {_MAX_NAMES} globals, so reading was given up. "
+                "It is broken or made to do harm. Ask its author for a plain state dict or safetensors."
+            )
+        named = Named(module, name, where)
         self.names.append(named)
         return named
 
     def acts(self, named: Named) -> bool:
         """Whether a global could do harm; each name is judged once."""
         full = named.full
-        if named.called:
-            return True
         if full not in self._acting:
             self._acting[full] = acts(full)
         return self._acting[full]
@@ -163,6 +169,10 @@ class Reading:
                 f"{self.path} names more data than it holds, so reading was given up. "
                 "It is broken or made to do harm."
             )
+
+    def unsupported(self, reason: str, advice: str) -> CheckpointError:
+        """The error for a file that is whole but written in a way that is not read here."""
+        return CheckpointError(f"{self.path} cannot be read: {shown(reason)}. {advice}")
 
     def broken(self, reason: str) -> CheckpointError:
         """The error for a file that is cut off or damaged."""

@@ -21,9 +21,10 @@ _REACHED_THROUGH = frozenset({
 })  # fmt: skip
 # Functions that act wherever they are found, and those of Python itself.
 _ACTING_NAMES = frozenset({
-    "__import__", "_eval_repr", "_getattribute", "_import_module", "attrgetter", "breakpoint", "compile",
-    "delattr", "eval", "exec", "execfile", "import_module", "load", "loads", "methodcaller",
-    "open", "popen", "read_pickle", "run_module", "run_path", "runstring", "setattr", "system",
+    "__builtins__", "__globals__", "__import__", "__subclasses__", "_eval_repr", "_getattribute",
+    "_import_module", "attrgetter", "breakpoint", "compile", "delattr", "eval", "exec", "execfile",
+    "import_module", "load", "loads", "methodcaller", "open", "popen", "read_pickle", "run_module",
+    "run_path", "runstring", "setattr", "system",
 })  # fmt: skip
 _ACTING_BUILTINS = frozenset({
     "apply", "exit", "file", "filter", "globals", "input", "locals", "map", "quit", "reload", "vars",
@@ -37,12 +38,11 @@ class Named:
         module: Dotted module, in today's spelling.
         name: Name in it, dotted for what belongs to a class.
         where: Where in the file it was named, for messages; empty for the pickle itself.
-        called: Known to be called with arguments that make it act, whatever its name says.
     """
 
-    __slots__ = ("called", "module", "name", "where")
+    __slots__ = ("module", "name", "where")
 
-    def __init__(self, module: str, name: str, where: str = "", called: bool = False) -> None:
+    def __init__(self, module: str, name: str, where: str = "") -> None:
         module = _ALIASES.get(module, module)
         if module == "numpy._core" or module.startswith("numpy._core."):
             # numpy 2 moved what numpy 1 had.
@@ -50,7 +50,6 @@ class Named:
         self.module = module
         self.name = name
         self.where = where
-        self.called = called
 
     @property
     def full(self) -> str:

@@ -15,15 +15,17 @@ from fastdirs.manifest import Json
 _MAX_DEPTH = 32
 # Modules may be shared, so that a small file spells out very many names.
 _STEPS_PER_MODULE = 20
-_MAX_NAME = 512
+_MAX_PATH = 512
 _MAX_PARTS = 1000
 _MAX_PLAIN = 5000
 
 # What training keeps beside the generator; nothing in it is looked at.
-_ASIDE = re.compile(r"(?i)(net_?)?d(iscriminator)?(_?ema|_?smooth)?(_state(_dict)?)?|.*optim.*|.*sched.*")
+_ASIDE = re.compile(
+    r"(?i)(net_?)?d(iscriminator)?(_?ema|_?smooth(ed)?|_?avg|_?averaged?)?(_state(_dict)?)?|.*optim.*|.*sched.*"
+)
 
 # Attributes of every torch module, and of NVIDIA's persistent ones; the rest says how it was built.
-_TENSORS, _BUFFERS, _MODULES = "_parameters", "_buffers", "_modules"
+_PARAMETERS, _BUFFERS, _MODULES = "_parameters", "_buffers", "_modules"
 
 
 def is_aside(path: str) -> bool:
@@ -46,26 +48,30 @@ def tensor_of(value: object) -> StoredTensor | None:
 def networks(root: object, reading: Reading) -> dict[str, object]:
     """Every module and every dictionary of tensors in a file, by dotted path, the outer before the inner.
 
-    Discriminators and optimisers are named too where they are one, but not entered.
+    Discriminators and optimisers are named too where they are one, but not entered. A network that is stored
+    under several names is found under each.
     """
     found: dict[str, object] = {}
-    seen: set[int] = set()
+    holds_tensors: dict[int, bool] = {}
+    entered: set[int] = set()
     todo: list[tuple[str, object]] = [("", root)]
     while todo:
         path, value = todo.pop()
         reading.spend()
-        if id(value) in seen or len(found) >= _MAX_PARTS or len(path) > _MAX_NAME:
+        if len(found) >= _MAX_PARTS or len(path) > _MAX_PATH:
             continue
-        seen.add(id(value))
         if is_module(value):
             found[path] = value
         elif isinstance(value, dict):
-            reading.spend(len(value))
-            entries = _named(value)
-            if any(tensor_of(inner) is not None for _, inner in entries):
+            if id(value) not in holds_tensors:
+                reading.spend(len(value))
+                holds_tensors[id(value)] = any(tensor_of(inner) is not None for _, inner in _named(value))
+            if holds_tensors[id(value)]:
                 found[path] = value
-            if not is_aside(path):
-                inner = [(f"{path}.{key}".lstrip("."), inner) for key, inner in entries]
+            # Each dictionary is entered once, whatever it is called: it may hold itself.
+            if id(value) not in entered and not is_aside(path):
+                entered.add(id(value))
+                inner = [(f"{path}.{key}".lstrip("."), inner) for key, inner in _named(value)]
                 todo.extend(reversed([pair for pair in inner if isinstance(pair[1], dict | Record)]))
     return found
 
@@ -99,7 +105,7 @@ def _of_module(network: object, reading: Reading) -> Iterator[tuple[str, StoredT
     while todo:
         prefix, module, depth = todo.pop()
         reading.spend(_STEPS_PER_MODULE)
-        if depth > _MAX_DEPTH or len(prefix) > _MAX_NAME:
+        if depth > _MAX_DEPTH or len(prefix) > _MAX_PATH:
             raise CheckpointError(
                 f"{reading.path} holds a network deeper than any. It is broken or made to do harm."
             )
@@ -107,7 +113,7 @@ def _of_module(network: object, reading: Reading) -> Iterator[tuple[str, StoredT
             continue
         fields = module.fields
         hidden = _members(fields.get("_non_persistent_buffers_set"), reading)
-        for group in (_TENSORS, _BUFFERS):
+        for group in (_PARAMETERS, _BUFFERS):
             for name, value in _named(_paid(fields.get(group), reading)):
                 tensor = tensor_of(value)
                 if tensor is not None and not (group == _BUFFERS and name in hidden):
@@ -130,7 +136,7 @@ def _paid(group: object, reading: Reading) -> dict[object, object]:
 def _named(group: dict[object, object]) -> list[tuple[str, object]]:
     """The entries of a dictionary that have names of sensible length."""
     return [
-        (name, value) for name, value in group.items() if isinstance(name, str) and len(name) <= _MAX_NAME
+        (name, value) for name, value in group.items() if isinstance(name, str) and len(name) <= _MAX_PATH
     ]
 
 
@@ -170,7 +176,10 @@ def settings(network: object, root: object, found: Mapping[str, object]) -> Json
 def _of_record(network: Record) -> Json:
     if network.name != PERSISTENT:
         return {"class_name": network.maker.dotted} if isinstance(network.maker, Named) else {}
-    meta = network.args[0]
+    meta = network.args[0] if isinstance(network.args, tuple) and network.args else None
+    if not isinstance(meta, dict):
+        # Called otherwise than NVIDIA's code does, and then given the state of a module.
+        return {}
     content: dict[object, object] = {"class_name": meta.get("class_name")}
     arguments = network.fields.get("_init_kwargs")
     if isinstance(arguments, dict):
@@ -178,36 +187,44 @@ def _of_record(network: Record) -> Json:
     given = network.fields.get("_init_args")
     if given:
         content["init_args"] = given
-    return plain(content)
-
-
-def plain(value: object) -> Json:
-    """What of a dictionary can be written as JSON, as for `settings`; empty for anything else."""
-    made = _Plain()(value)
-    return made if isinstance(made, dict) else {}
+    # An argument that vanished would leave the family with its default, and so with another network.
+    return plain(content, instead=_NOT_READABLE)
 
 
 _NOTHING = object()
+_NOT_READABLE = "(not readable)"
+
+
+def plain(value: object, instead: object = _NOTHING) -> Json:
+    """What of a dictionary can be written as JSON, as for `settings`; empty for anything else.
+
+    Args:
+        value: The dictionary.
+        instead: What stands for each value that cannot be written; such values are left out by default.
+    """
+    made = _Plain(instead)(value)
+    return made if isinstance(made, dict) else {}
 
 
 class _Plain:
-    """What of a value can be written as JSON; the rest is left out, and so is what is too much of it."""
+    """What of a value can be written as JSON; `instead` stands for the rest and for what is too much."""
 
-    def __init__(self) -> None:
+    def __init__(self, instead: object) -> None:
         self.left = _MAX_PLAIN
+        self.instead = instead
 
     def __call__(self, value: object, depth: int = 0) -> Any:
         self.left -= 1
         if self.left < 0 or depth > _MAX_DEPTH:
-            return _NOTHING
+            return self.instead
         if isinstance(value, Record) and value.name == "argparse.Namespace":
             value = value.fields
         if value is None or isinstance(value, bool) or (isinstance(value, int) and value.bit_length() < 64):
             return value
         if isinstance(value, float):
-            return value if math.isfinite(value) else _NOTHING
+            return value if math.isfinite(value) else self.instead
         if isinstance(value, str):
-            return value if len(value) <= _MAX_PLAIN and _is_text(value) else _NOTHING
+            return value if len(value) <= _MAX_PLAIN and _is_text(value) else self.instead
         if isinstance(value, Named):
             return value.dotted
         if isinstance(value, dict) and len(value) <= _MAX_PLAIN:
@@ -215,8 +232,8 @@ class _Plain:
             return {key: inner for key, inner in pairs if inner is not _NOTHING}
         if isinstance(value, list | tuple) and len(value) <= self.left:
             inner = [self(item, depth + 1) for item in value]
-            return inner if _NOTHING not in inner else _NOTHING
-        return _NOTHING
+            return inner if not any(item is _NOTHING for item in inner) else _NOTHING
+        return self.instead
 
 
 def _is_text(value: str) -> bool:

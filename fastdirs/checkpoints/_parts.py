@@ -1,13 +1,14 @@
 """Which of the networks in a file is taken, and its tensors."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 
 from fastdirs.checkpoints import Contents, Survey
 from fastdirs.checkpoints._inert import Reading, Record
 from fastdirs.checkpoints._names import shown
-from fastdirs.checkpoints._networks import is_aside, networks, settings, tensors
+from fastdirs.checkpoints._networks import is_aside, networks, settings, tensor_of, tensors
 from fastdirs.checkpoints._tensors import StoredTensor
-from fastdirs.checkpoints._verdict import foreign, refuse_hostile, refuse_unknown
+from fastdirs.checkpoints._verdict import foreign, lost_tensor, refuse_hostile, refuse_unknown
 from fastdirs.errors import CheckpointError
 from fastdirs.registry import unknown_name
 
@@ -16,29 +17,37 @@ PREFERRED = (
     "G_ema", "g_ema", "netG_ema", "generator_smooth", "generator_ema", "netG_state_dict", "netG", "G", "g",
     "generator", "state_dict", "model_state_dict", "model",
 )  # fmt: skip
+# What they call an average of the weights, which gives the better images.
+_AVERAGED = re.compile(
+    r"(?i:(?<![a-z])(ema|smooth(ed)?|avg|averaged?)(?![a-z]))|(EMA|Ema|Avg|Average)(?![a-z])"
+)
 _MAX_NAMED = 20
 
 
-def take(root: object, reading: Reading, key: str | None, preferred: Sequence[str] = PREFERRED) -> Contents:
+def take(root: object, reading: Reading, key: str | None) -> Contents:
     """The network that a user wants from a file.
 
     Args:
         root: The file's content, inert.
         reading: The file, still open.
         key: Dotted path of the network; None takes the generator if it is clear which one that is.
-        preferred: Names of generators, best first.
 
     Raises:
         CheckpointError: Hostile, no network at all, or it is not clear which.
         UnknownNameError: No network of that name.
     """
     found = _found(root, reading)
-    part = choose(found, reading, key, preferred)
+    part = choose(found, reading, key)
     network = found[part]
     refuse_unknown(network, part, reading)
     stored = tensors(network, reading)
     if not stored:
-        raise CheckpointError(f"{reading.path} holds no tensors in {shown(part) or 'its network'}.")
+        others = [path for path in found if path != part]
+        instead = f", or take another part with key=NAME: {_listed(others)}" if others else ""
+        raise CheckpointError(
+            f"{reading.path} holds no tensors in {shown(part) or 'its network'}. "
+            f"Name a file with weights{instead}."
+        )
     mean = _mean_latent(root, part)
     if mean is not None and "latent_avg" not in stored:
         stored["latent_avg"] = mean
@@ -60,7 +69,7 @@ def survey(root: object, reading: Reading) -> Survey:
     found = _found(root, reading)
     part: str | None
     try:
-        part = choose(found, reading, None, PREFERRED)
+        part = choose(found, reading, None)
     except CheckpointError:
         part = None
     return Survey(
@@ -78,9 +87,16 @@ def _found(root: object, reading: Reading) -> dict[str, object]:
     if not found:
         raise CheckpointError(
             f"{reading.path} holds no tensors by name (it is {_kind(root)}), "
-            "so it is not a generator's state dict."
+            f"so it is not a generator's state dict. {_advice(lost_tensor(root, reading))}"
         )
     return found
+
+
+def _advice(problem: str) -> str:
+    """What to do about a file without networks."""
+    if problem:
+        return f"Its tensors cannot be read: {problem}. Ask its author for a plain state dict or safetensors."
+    return "Name the file that holds the generator's weights."
 
 
 def _kind(root: object) -> str:
@@ -94,7 +110,11 @@ def _kind(root: object) -> str:
     return "nothing" if root is None else f"a {type(root).__name__}"
 
 
-def choose(found: Mapping[str, object], reading: Reading, key: str | None, preferred: Sequence[str]) -> str:
+def _listed(found: Iterable[str]) -> str:
+    return ", ".join(repr(shown(path)) for path in [*found][:_MAX_NAMED])
+
+
+def choose(found: Mapping[str, object], reading: Reading, key: str | None) -> str:
     """The dotted path of the network to take.
 
     Raises:
@@ -113,19 +133,58 @@ def choose(found: Mapping[str, object], reading: Reading, key: str | None, prefe
             f"{reading.path} holds only {', '.join(shown(path) for path in [*found][:_MAX_NAMED])}, "
             "which is no generator. Name another file, or take it all the same with key=NAME."
         )
-    for name in preferred:
+    candidates = [path for path in candidates if not _is_counter(found[path], reading)] or candidates
+    chosen = _preferred(candidates)
+    if chosen is None:
+        # One network under two names is one network.
+        if len({id(found[path]) for path in candidates}) > 1:
+            raise CheckpointError(
+                f"{reading.path} holds several state dicts: {_listed(candidates)}. "
+                "Name the generator's with key=NAME."
+            )
+        chosen = candidates[0]
+    if _AVERAGED.search(chosen):
+        return chosen
+    shapes = _shapes(found[chosen], reading)
+    averaged = [
+        path
+        for path in candidates
+        # An average of the same weights, perhaps without buffers, or of the generator among several networks.
+        if _AVERAGED.search(path) and _related(shapes, _shapes(found[path], reading))
+    ]
+    if not averaged:
+        return chosen
+    if len({id(found[path]) for path in averaged}) > 1:
+        raise CheckpointError(
+            f"{reading.path} holds {_listed([chosen])} and several averages of weights: {_listed(averaged)}. "
+            "Name the one to take with key=NAME."
+        )
+    return averaged[0]
+
+
+def _preferred(candidates: list[str]) -> str | None:
+    """The one that training scripts call best; None if they use no such name."""
+    for name in PREFERRED:
         named = [path for path in candidates if path.rpartition(".")[2] == name]
         if named:
             return min(named, key=lambda path: path.count("."))
-    if len(candidates) == 1:
-        return candidates[0]
-    names = ", ".join(repr(path) for path in candidates[:_MAX_NAMED])
-    raise CheckpointError(
-        f"{reading.path} holds several state dicts: {names}. Name the generator's with key=NAME."
-    )
+    return None
+
+
+def _shapes(network: object, reading: Reading) -> set[tuple[int, ...]]:
+    return {tensor.shape for tensor in tensors(network, reading).values()}
+
+
+def _related(one: set[tuple[int, ...]], other: set[tuple[int, ...]]) -> bool:
+    return one <= other or other <= one
+
+
+def _is_counter(network: object, reading: Reading) -> bool:
+    """Whether this is no network, but something that counts steps in tensors of one element."""
+    return isinstance(network, dict) and all(t.numel() == 1 for t in tensors(network, reading).values())
 
 
 def _mean_latent(root: object, part: str) -> StoredTensor | None:
     """The mean w that rosinality's converted files keep beside the averaged generator."""
     beside = root.get("latent_avg") if isinstance(root, dict) and part == "g_ema" else None
-    return beside if isinstance(beside, StoredTensor) else None
+    return tensor_of(beside)

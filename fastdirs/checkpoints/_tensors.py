@@ -118,8 +118,22 @@ class StoredTensor:
         last = self.offset + sum(
             (size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)
         )
-        if last >= available or numel > available:
+        if last >= available:
             raise Misfit("does not lie inside its storage")
+        if numel > available:
+            raise Misfit("is larger than its storage, as expand() makes it: save it after contiguous()")
+
+    def transposed(self, order: object) -> "StoredTensor":
+        """The same elements with the axes in another order.
+
+        Raises:
+            Misfit: The order does not name every axis once.
+        """
+        axes = _axes(order, "list of axes")
+        if sorted(axes) != list(range(len(self.shape))):
+            raise Misfit("has a list of axes that does not name each once")
+        shape, stride = (tuple(sizes[axis] for axis in axes) for sizes in (self.shape, self.stride))
+        return StoredTensor(self.storage, self.offset, shape, stride, self.dtype)
 
     def numel(self) -> int:
         """Number of elements."""
@@ -208,7 +222,7 @@ def numpy_code(kind: object) -> str:
     return f"{order[:1] or '|'}{code[:8]}"
 
 
-def number(kind: object, data: object) -> float | int | bool | complex:
+def number(kind: object, data: object) -> float | int | bool:
     """A numpy scalar as a Python number.
 
     Raises:
@@ -219,9 +233,7 @@ def number(kind: object, data: object) -> float | int | bool | complex:
         data = _latin(data[:16])
     if code[1:] not in _NUMPY or not isinstance(data, bytes) or len(data) != _NUMPY[code[1:]].itemsize:
         raise Misfit("is no number")
-    value: float | int | bool | complex = np.frombuffer(
-        data, ("<" if code[0] == "|" else code[0]) + code[1:]
-    )[0].item()
+    value: float | int | bool = np.frombuffer(data, ("<" if code[0] == "|" else code[0]) + code[1:])[0].item()
     return value
 
 

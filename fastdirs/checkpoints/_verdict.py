@@ -4,7 +4,7 @@ Reading is safe without any of this: nothing that a file names is looked up. The
 should hear that a file was tampered with, and for tensors that must be exactly what the file says.
 """
 
-from fastdirs.checkpoints._calls import INERT, PERSISTENT, is_known
+from fastdirs.checkpoints._calls import is_inert, is_known, is_lost_tensor
 from fastdirs.checkpoints._inert import Key, Reading, Record, walk
 from fastdirs.checkpoints._names import Named, shown
 from fastdirs.checkpoints._networks import aside, is_module, tensor_of
@@ -19,6 +19,13 @@ def foreign(reading: Reading) -> tuple[str, ...]:
     """The globals that a file names and that genuine checkpoints of networks do not; sorted."""
     unknown = {named.full: named for named in reading.names if not is_known(named.full)}
     return tuple(sorted(named.dotted for named in unknown.values())[:_MAX_FOREIGN])
+
+
+def lost_tensor(root: object, reading: Reading) -> str:
+    """What is wrong with a tensor in a file of which none could be read; empty if it has none."""
+    lost = [value for value in walk(reading, [root], lambda value: False) if is_lost_tensor(value)]
+    # The walk ends with what the file begins with.
+    return _unknown(lost[-1], frozenset()) if lost else ""
 
 
 def refuse_hostile(root: object, reading: Reading) -> None:
@@ -50,7 +57,9 @@ def hostile(named: Named, reading: Reading) -> CheckpointError:
 
 
 def refuse_unknown(network: object, part: str, reading: Reading, known: frozenset[str] = frozenset()) -> None:
-    """Refuse a network that holds anything besides tensors, plain values and modules.
+    """Refuse a module that holds anything besides tensors, plain values and modules.
+
+    Of a dictionary only its tensors are taken, so that anything else in it may be unknown, unless it acts.
 
     Args:
         network: The one that was taken.
@@ -65,6 +74,9 @@ def refuse_unknown(network: object, part: str, reading: Reading, known: frozense
     for value in values:
         if isinstance(value, Named) and reading.acts(value):
             raise hostile(value, reading)
+    if isinstance(network, dict):
+        reading.spend(len(network))
+        values = [value for value in network.values() if is_lost_tensor(value)]
     for value in values:
         reason = _unknown(value, known)
         if reason:
@@ -81,9 +93,9 @@ def _unknown(value: object, known: frozenset[str]) -> str:
         name = shown(value.name) or "something that it made itself"
         if value.problem:
             return f"{name} {value.problem}" if value.name else value.problem
-        if tensor_of(value) is not None or value.name in INERT - {PERSISTENT} or is_module(value):
+        if tensor_of(value) is not None or is_module(value) or value.name in known:
             return ""
-        if value.name in known or value.name.startswith("torch.nn."):
+        if is_inert(value.name) and not is_lost_tensor(value):
             return ""
         return f"it asks to call {name}"
     if isinstance(value, dict | list | tuple | Named | Key | StoredTensor | Storage | bytearray):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastdirs.checkpoints import Contents, Format
+from fastdirs.checkpoints import Contents, Format, is_safetensors
 from fastdirs.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def _recognises(path: Path, head: bytes) -> bool:
         and head[0] == 0x08
         and head[1] < 32
         and head[2] in (0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42)
+        and not is_safetensors(head)
     )
 
 

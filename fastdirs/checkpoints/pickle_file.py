@@ -3,24 +3,25 @@
 import re
 from pathlib import Path
 
-from fastdirs.checkpoints import Contents, Format, Survey
+from fastdirs.checkpoints import Contents, Format, Survey, is_safetensors
 from fastdirs.checkpoints._calls import PERSISTENT
-from fastdirs.checkpoints._containers import MAGIC, opened, read_raw
+from fastdirs.checkpoints._containers import MAGIC, TENSORFLOW, opened, read_raw
 from fastdirs.checkpoints._inert import Record
+from fastdirs.checkpoints._names import shown
 from fastdirs.checkpoints._parts import survey, take
 from fastdirs.errors import CheckpointError
 
 # Protocols 0 and 1 have no mark of their own: a dictionary, or the class of one.
 _OLD = re.compile(rb"\(dp\d|\(dq|\(d\.|\}q|\}\(|\}\.|\(lp\d|\]q|c[A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n")
-_TENSORFLOW = b"dnnlib.tflib"
+_MAX_NAMED = 20
 
 
 def _recognises(path: Path, head: bytes) -> bool:
+    if is_safetensors(head) or TENSORFLOW in head:
+        return False
     if head[:1] == b"\x80":
-        return head[1:2] in tuple(b"%c" % version for version in range(2, 6)) and not (
-            MAGIC in head[:32] or _TENSORFLOW in head
-        )
-    return _OLD.match(head) is not None and _TENSORFLOW not in head
+        return head[1:2] in tuple(b"%c" % version for version in range(2, 6)) and MAGIC not in head[:32]
+    return _OLD.match(head) is not None
 
 
 def _survey(path: Path) -> Survey:
@@ -35,7 +36,7 @@ def _read(path: Path, key: str | None) -> Contents:
     if key is None and contents.part == "G" and _is_snapshot(root):
         raise CheckpointError(
             f"{path} is a snapshot without its averaged generator G_ema: it has only "
-            f"{', '.join(contents.parts)}. "
+            f"{', '.join(shown(part) for part in contents.parts[:_MAX_NAMED])}. "
             "Take a snapshot that has it, or the raw generator with key=G."
         )
     return contents

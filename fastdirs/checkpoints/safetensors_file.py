@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastdirs.checkpoints import Contents, Format
+from fastdirs.checkpoints import Contents, Format, is_safetensors
 from fastdirs.errors import CheckpointError
 from fastdirs.manifest import Json
 
@@ -15,8 +15,7 @@ HEADER = "fastdirs"
 
 
 def _recognises(path: Path, head: bytes) -> bool:
-    # Eight bytes of header length, then a JSON object.
-    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    return is_safetensors(head)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Json]:
@@ -33,7 +32,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Json]:
             # The format keeps no order, and families are recognised by it: layer 2 comes before layer 10.
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys(), key=_counting_order)}
         header = json.loads(metadata.get(HEADER, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is a broken safetensors file ({error}). Download or make it again."
         ) from error

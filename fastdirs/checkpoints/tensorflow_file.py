@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastdirs.checkpoints import Contents, Format, Survey
-from fastdirs.checkpoints._containers import opened, read_raw
+from fastdirs.checkpoints import Contents, Format, Survey, is_safetensors
+from fastdirs.checkpoints._containers import TENSORFLOW, opened, read_raw
 from fastdirs.checkpoints._inert import Reading, Record
 from fastdirs.checkpoints._networks import plain, tensor_of
 from fastdirs.checkpoints._source_text import acting_call
@@ -27,7 +27,7 @@ _UNCHECKED = "The reader of TensorFlow network pickles has not been checked agai
 
 
 def _recognises(path: Path, head: bytes) -> bool:
-    return head[:1] in (b"\x80", b"(", b"c") and b"dnnlib.tflib" in head
+    return head[:1] in (b"\x80", b"(", b"c") and TENSORFLOW in head and not is_safetensors(head)
 
 
 def _survey(path: Path) -> Survey:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastdirs.checkpoints import Contents, Format, Survey
+from fastdirs.checkpoints import Contents, Format, Survey, is_safetensors
 from fastdirs.checkpoints._containers import MAGIC, opened, read_torch
 from fastdirs.checkpoints._parts import survey, take
 
@@ -13,7 +13,7 @@ _MAGIC_WITHIN = 32
 
 
 def _recognises(path: Path, head: bytes) -> bool:
-    return head.startswith(_ZIP) or MAGIC in head[:_MAGIC_WITHIN]
+    return (head.startswith(_ZIP) or MAGIC in head[:_MAGIC_WITHIN]) and not is_safetensors(head)
 
 
 def _survey(path: Path) -> Survey:

@@ -135,9 +135,11 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def _scales(generator: Generator, directions: Tensor, layers: Sequence[int]) -> Tensor:
-    """Standard deviation of latents along each direction: `[num_directions]`, averaged over the layers."""
+    """Standard deviation of latents along directions, averaged over the layers edited: `[directions]`."""
     seeds, chosen = range(_SCALE_SAMPLES), list(layers)
     with torch.inference_mode():
         latents = generator.mapping(generator.sample(seeds), generator.sample_classes(seeds))
         along = torch.einsum("bld,kld->bkl", latents[:, chosen], directions[:, chosen])
-    return along.std(dim=0).mean(dim=1).clone()
+        edited = directions[:, chosen].any(dim=2)
+        # Zero where a direction does not edit a layer.
+        return along.std(dim=0).sum(dim=1) / edited.sum(dim=1).clamp(min=1)

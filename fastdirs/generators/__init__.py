@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
-from fastdirs.errors import ContractError, check_shape
+from fastdirs.errors import CheckpointError, ContractError, check_shape
 from fastdirs.latents import class_weights, psi_per_layer, sample_classes, sample_z, truncate
 from fastdirs.manifest import Json, sha256_json, sha256_tensors
 from fastdirs.registry import Registry
@@ -133,7 +133,7 @@ class Generator(nn.Module, ABC):
     @property
     @abstractmethod
     def has_mapping(self) -> bool:
-        """Whether `map_z` is a network, exported as `mapping.onnx`, and not just a change of shape."""
+        """Whether `map_z` is more than a new axis of layers, so that it is exported as `mapping.onnx`."""
 
     @abstractmethod
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
@@ -151,6 +151,11 @@ class Generator(nn.Module, ABC):
     def editable(self) -> tuple[int, ...]:
         """The latent layers that directions may touch."""
         return tuple(range(self.num_layers - bool(self.truncation_rows)))
+
+    @property
+    def chunked(self) -> bool:
+        """Whether each layer is a part of z; else one direction means the same in all layers."""
+        return self.space == "z" and self.num_layers > 1 and self.num_layers * self.dim == self.z_dim
 
     def mapping(
         self, z: Tensor, c: Classes | None = None, psi: float = 1.0, cutoff: int | None = None
@@ -338,6 +343,33 @@ class Family:
     options: Mapping[str, str] = field(default_factory=dict)
     adjustable: tuple[str, ...] = ()
     formats: tuple[str, ...] = ("safetensors_file", "torch_file", "pickle_file", "folder")
+
+
+# Besides a file's own tensors, a generator holds a few small ones that are computed.
+_SPARE_VALUES = 2**22
+
+
+def built(build: Callable[[Json], Generator], config: Json, checkpoint: Checkpoint) -> Generator:
+    """A generator with room for a checkpoint's tensors, unless their shapes ask for far more than they hold.
+
+    Args:
+        build: The family's `build`.
+        config: The architecture, as read off the shapes.
+        checkpoint: Where the shapes come from.
+
+    Raises:
+        CheckpointError: The shapes do not belong together.
+    """
+    # Without memory first: two sizes from different tensors of a damaged file may make a huge product.
+    with torch.device("meta"):
+        wanted = sum(tensor.numel() for tensor in build(config).state_dict().values())
+    given = sum(tensor.numel() for tensor in checkpoint.tensors.values())
+    if wanted > 2 * given + _SPARE_VALUES:
+        raise CheckpointError(
+            f"{checkpoint.path} holds {given:,} values, but the shapes of its tensors ask for {wanted:,}. "
+            "The file is damaged or of another variant."
+        )
+    return build(config)
 
 
 GENERATORS: Registry[Family] = Registry("fastdirs.generators", "GENERATOR", "generator family")

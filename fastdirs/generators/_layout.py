@@ -1,46 +1,18 @@
 """From a checkpoint's names and shapes to a generator's: every tensor accounted for, or an error."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Generator
-from fastdirs.manifest import Json
+from fastdirs.generators import Generator, Provenance
 from fastdirs.registry import unknown_name
 
 Source = str | tuple[str, Callable[[Tensor], Tensor]]
 """A tensor's name in the checkpoint, and how it is laid out: reshaped, permuted, flipped or sliced."""
-
-
-# Besides a file's own tensors, a generator holds a few small ones that are computed.
-_SPARE_VALUES = 2**22
-
-
-def built(build: Callable[[Json], Generator], config: Json, checkpoint: Checkpoint) -> Generator:
-    """A generator with room for a checkpoint's tensors, unless their shapes ask for far more than they hold.
-
-    Args:
-        build: The family's `build`.
-        config: The architecture, as read off the shapes.
-        checkpoint: Where the shapes come from.
-
-    Raises:
-        CheckpointError: The shapes do not belong together.
-    """
-    # Without memory first: two sizes from different tensors of a damaged file may make a huge product.
-    with torch.device("meta"):
-        wanted = sum(tensor.numel() for tensor in build(config).state_dict().values())
-    given = sum(tensor.numel() for tensor in checkpoint.tensors.values())
-    if wanted > 2 * given + _SPARE_VALUES:
-        raise CheckpointError(
-            f"{checkpoint.path} holds {given:,} values, but the shapes of its tensors ask for {wanted:,}. "
-            "The file is damaged or of another variant."
-        )
-    return build(config)
 
 
 def fill(
@@ -75,8 +47,8 @@ def fill(
     if extra:
         raise CheckpointError(
             f"{path} holds {extra[0]!r}, which is no part of a {generator.family} generator ({len(extra)} "
-            "such tensors): it may be a variant that fastdirs does not know. Take the tensors out, or choose "
-            "another --family."
+            "such tensors): it may be a variant that fastdirs does not know. Report it with this name, or "
+            "choose another --family."
         )
     state = generator.state_dict()
     for target, (name, lay_out) in named.items():
@@ -150,6 +122,77 @@ def count_of(checkpoint: Checkpoint, pattern: str) -> int:
     return 1 + max((number for number in numbers if number < len(checkpoint.tensors)), default=-1)
 
 
+def check_channels(checkpoint: Checkpoint, channels: int) -> None:
+    """Raises CheckpointError unless a picture of so many channels is grey or RGB."""
+    if channels not in (1, 3):
+        raise CheckpointError(
+            f"{checkpoint.path} makes images of {channels} channels. Expected 1 (grey) or 3 (RGB): the file "
+            "is damaged or of another kind."
+        )
+
+
+def check_settings(checkpoint: Checkpoint, told: Mapping[str, object]) -> None:
+    """Refuse settings of another network.
+
+    Args:
+        checkpoint: Settings that it does not hold are not compared.
+        told: What the tensors say, under the name that each setting has in the file.
+
+    Raises:
+        CheckpointError: A setting has another value.
+    """
+    for name, value in told.items():
+        said = checkpoint.settings.get(name, value)
+        if said != value:
+            raise CheckpointError(
+                f"{checkpoint.path} says {name}={said!r}, but its tensors are those of {name}={value!r}. The "
+                "settings belong to other weights: take both from one training run."
+            )
+
+
+def check_positive(checkpoint: Checkpoint, pattern: str, zero: bool = False) -> None:
+    """Refuse tensors that no training makes.
+
+    Args:
+        checkpoint: Where to look.
+        pattern: Regular expression for the whole names of the tensors.
+        zero: Whether zeros are fine, as in variances, to which an epsilon is added.
+
+    Raises:
+        CheckpointError: A value is negative, or zero where that is not fine.
+    """
+    for name, tensor in checkpoint.tensors.items():
+        if re.fullmatch(pattern, name) and bool((tensor < 0 if zero else tensor <= 0).any()):
+            wrong = "negative values" if zero else "values of zero or less"
+            raise CheckpointError(
+                f"{checkpoint.path} has {wrong} in {name!r}, such as {tensor.min():g}: the file is damaged. "
+                "Download or save it again."
+            )
+
+
+def check_grown(checkpoint: Checkpoint, name: str) -> None:
+    """Raises CheckpointError where the tensor `name`, if there is one, says that layers are unused yet."""
+    lod = checkpoint.tensors.get(name)
+    if lod is not None and bool((lod != 0).any()):
+        raise CheckpointError(
+            f"{checkpoint.path} has {name}={lod.flatten()[0]:g}: its training ended before the network had "
+            f"grown to its full size, so its last layers make no picture. Take a later snapshot, with "
+            f"{name}=0."
+        )
+
+
+def provenance_of(checkpoint: Checkpoint, assumed: Sequence[str]) -> Provenance:
+    """Where a generator comes from: named after its folder, or its file without the ending.
+
+    Args:
+        checkpoint: What it was read from.
+        assumed: Settings that were taken as usual, as "name=value".
+    """
+    path = checkpoint.path
+    name = path.name if path.is_dir() else path.stem
+    return Provenance(name=name, source=path.name, assumed=tuple(assumed))
+
+
 def chosen(
     options: Mapping[str, str],
     option: str,
@@ -172,9 +215,14 @@ def chosen(
     if option not in options and assumed is not None:
         assumed.append(f"{option}={usual}")
     value = options.get(option, usual)
-    if value not in known:
-        raise unknown_name(option, value, known)
+    check_known(option, value, known)
     return value
+
+
+def check_known(name: str, value: str, known: Collection[str]) -> None:
+    """Raises UnknownNameError, which names the nearest, where a setting is none of the known values."""
+    if value not in known:
+        raise unknown_name(name, value, known)
 
 
 def number(

@@ -78,10 +78,14 @@ class _Spectral(nn.Module):
             return self.weight, self.bias
         return self.weight[: self.kept], None if self.bias is None else self.bias[: self.kept]
 
+    def normalised(self) -> Tensor:
+        """The kept weights divided by their norm `[outputs, inputs, ...]`, float32."""
+        # In float64: they are rounded once.
+        return (self._raw()[0].detach().double() / self.sigma).float()
+
     def _folded_into(self, plain: nn.Conv2d | nn.Linear) -> nn.Module:
-        weight, bias = self._raw()
-        # In float64: the folded weights are rounded once.
-        plain.weight = nn.Parameter((weight.double() / self.sigma).float(), requires_grad=False)
+        bias = self._raw()[1]
+        plain.weight = nn.Parameter(self.normalised(), requires_grad=False)
         plain.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
         return plain.train(self.training)
 
@@ -89,6 +93,11 @@ class _Spectral(nn.Module):
 def _update(module: nn.Module, keys: object) -> None:
     assert isinstance(module, _Spectral)
     module.update_sigma()
+
+
+def normalised_weight(layer: nn.Module) -> Tensor:
+    """What a layer multiplies by, whether it is normalised or its plain copy: `[outputs, inputs, ...]`."""
+    return layer.normalised() if isinstance(layer, _Spectral) else layer.get_parameter("weight").detach()
 
 
 class SpectralLinear(_Spectral):

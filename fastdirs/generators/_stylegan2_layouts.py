@@ -152,6 +152,7 @@ GENFORCE = Layout(
     title="genforce",
     mark=r"synthesis\.(output\d+\.style\.|early_layer\.|layer\d+\.noise_strength)",
     mapping="mapping.dense{}.",
+    embed="mapping.LabelEmbed.",
     mean="truncation.w_avg",
     const="synthesis.early_layer.const",
     convolutions=("synthesis.layer{n}.",) * 3,
@@ -222,6 +223,8 @@ class Outline:
         architecture: "skip", "resnet" or "orig".
         use_noise: Whether its convolutions have noise.
         mean: Whether there is an average w.
+        noises: Whether the noise itself is there, if it has any.
+        filters: Whether resampling filters are there.
     """
 
     blocks: int
@@ -230,6 +233,8 @@ class Outline:
     architecture: str
     use_noise: bool
     mean: bool
+    noises: bool
+    filters: bool
 
 
 def outline_of(layout: Layout, checkpoint: Checkpoint) -> Outline:
@@ -256,12 +261,18 @@ def outline_of(layout: Layout, checkpoint: Checkpoint) -> Outline:
         classes=bool(layout.embed) and holds(layout.embed),
         architecture="resnet" if shortcuts else "skip" if images else "orig",
         use_noise=any(name.endswith(layout.leaves["noise_strength"]) for name in names),
-        mean=layout.mean in checkpoint.tensors or layout is not ROSINALITY,
+        mean=layout.mean in checkpoint.tensors,
+        # The oldest files of rosinality's own are from before noise was a buffer.
+        noises=layout is not ROSINALITY or holds("noises."),
+        filters=any(name.endswith(("resample_filter", ".kernel")) for name in names),
     )
 
 
 def sources_of(layout: Layout, outline: Outline) -> dict[str, Source]:
-    """Where each tensor of a `StyleGan2` stands in a file, but for the average w."""
+    """Where each tensor of a `StyleGan2` stands in a file, but for the average w.
+
+    Noise and filters are no parameters, so some files lack them: what all of a file lacks is left out.
+    """
     sources: dict[str, Source] = {"stages.0.const": (layout.const, lambda t: t.reshape(1, *t.shape[-3:]))}
     for index in range(outline.mapping):
         name = layout.mapping.format(layout.first_mapping + index)
@@ -283,7 +294,8 @@ def sources_of(layout: Layout, outline: Outline) -> dict[str, Source]:
             sources[f"{shortcut}.weight"] = (f"{name}weight", layout.weights[0])
             if layout.upsample:
                 sources[f"{shortcut}.upsample.taps"] = (f"{name}resample_filter", layout.taps)
-    return sources
+    lacking = [leaf for leaf, held in ((".noise", outline.noises), (".taps", outline.filters)) if not held]
+    return {target: source for target, source in sources.items() if not target.endswith(tuple(lacking))}
 
 
 def mean_of(layout: Layout, layers: int, w_dim: int) -> dict[str, Source]:

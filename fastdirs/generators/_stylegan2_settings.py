@@ -12,11 +12,13 @@ from torch import Tensor
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators._layout import Source, chosen, number, shape_of
+from fastdirs.generators._layout import Source, check_channels, chosen, number, shape_of
 from fastdirs.generators._stylegan2_layouts import GENFORCE, NVIDIA, TENSORFLOW, Layout, Outline
 from fastdirs.manifest import Json
 
 UNSAID = object()
+SAMPLES = 4096
+OF_SAMPLES = f"of {SAMPLES} samples"
 _POSITIONAL = (
     "z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"
 )  # fmt: skip
@@ -24,6 +26,9 @@ _NESTED = ("mapping_kwargs", "synthesis_kwargs")
 _USUAL_CLAMP = 256.0
 _MAX_CLAMP = 1e6
 _MAX_TAPS = 16
+_PUBLISHED_KERNEL = [1.0, 3.0, 3.0, 1.0]
+_ELSEWHERE = "Use its authors' code for it by --generator, or take another file."
+_DAMAGED = "The file is damaged: download or save it again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class Settings:
         use_noise: Whether the convolutions have noise.
         noise: What noise: "const", "none" or "random".
         output: Last activation, "linear" or "tanh".
-        latent_mean: "stored" with the weights, or "of 4096 samples".
+        latent_mean: "stored" with the weights, or `OF_SAMPLES`.
     """
 
     z_dim: int
@@ -64,7 +69,7 @@ class Settings:
     style_offset: float = 0.0
     eps: float = 1e-8
     eps_by_fan_in: bool = False
-    resample_kernel: list[float] = field(default_factory=lambda: [1.0, 3.0, 3.0, 1.0])
+    resample_kernel: list[float] = field(default_factory=lambda: list(_PUBLISHED_KERNEL))
     filter_gain: float = 4.0
     use_noise: bool = True
     noise: str = "const"
@@ -88,20 +93,22 @@ def refuse_variants(layout: Layout, checkpoint: Checkpoint, outline: Outline) ->
         for pattern, what in layout.refused.items():
             if re.fullmatch(pattern, name):
                 raise CheckpointError(
-                    f"{path} holds {name!r}: a StyleGAN2 with {what}, which fastdirs does not support."
+                    f"{path} holds {name!r}: a StyleGAN2 with {what}, which fastdirs does not support. "
+                    + _ELSEWHERE
                 )
     for name, value in _said(layout, checkpoint):
         wanted = layout.required.get(name, UNSAID)
         if wanted is UNSAID and name not in layout.harmless:
             raise CheckpointError(
-                f"{path} was made with {name}={value!r}, a variant of StyleGAN2 that fastdirs does not know."
+                f"{path} was made with {name}={value!r}, a variant of StyleGAN2 that fastdirs does not know. "
+                + _ELSEWHERE
             )
         if name == "architecture":
             wanted = outline.architecture
         if wanted is not UNSAID and value != wanted:
             raise CheckpointError(
                 f"{path} was made with {name}={value!r}, which fastdirs does not support. Expected {wanted!r}"
-                + (", as its tensors say." if name == "architecture" else ".")
+                + (f", as its tensors say. {_DAMAGED}" if name == "architecture" else f". {_ELSEWHERE}")
             )
 
 
@@ -160,7 +167,8 @@ def settings_of(
     )
     last = f"stages.{2 * outline.blocks - 1}.rgb"
     taps = [(f"stages.{layer}.convolution.blur.taps", 0) for layer in layers if layer % 2]
-    size = vote(*taps) if layout.blur and taps else 4
+    size = vote(*taps) if layout.blur and outline.filters and taps else 4
+    kernel = _kernel(layout, checkpoint, outline)
     found = {
         **layout.facts,
         "z_dim": vote(("mapping_network.layers.0.weight", 1)) - embed_dim,
@@ -172,14 +180,24 @@ def settings_of(
         "img_channels": vote((f"{last}.bias", 0), (f"{last}.weight", 0)),
         "architecture": outline.architecture,
         "conv_clamp": _conv_clamp(layout, checkpoint, options, assumed),
-        "resample_kernel": _kernel(layout, checkpoint)
-        or ([1.0, 3.0, 3.0, 1.0] if size == 4 else [1.0] * size),
+        "resample_kernel": kernel or (list(_PUBLISHED_KERNEL) if size == 4 else [1.0] * size),
         "use_noise": outline.use_noise,
         "output": _output(layout, checkpoint, options, assumed),
-        "latent_mean": "stored" if outline.mean else "of 4096 samples",
+        "latent_mean": "stored" if outline.mean else OF_SAMPLES,
     }
     if not outline.mean:
-        assumed.append("latent_mean=of 4096 samples")
+        assumed.append(f"latent_mean={OF_SAMPLES}")
+    if outline.use_noise and not outline.noises:
+        assumed.append("noises=of seed 0")
+    if layout.blur and outline.blocks > 1 and not outline.filters:
+        # Stored taps may hold the gain; those that are made do not.
+        found["filter_gain"] = 4.0
+        if kernel is None:
+            assumed.append("resample_kernel=1,3,3,1")
+    if not _said(layout, checkpoint):
+        # Of what is required, shapes tell the size of the kernels.
+        required = {name: value for name, value in layout.required.items() if name != "kernel_size"}
+        assumed.extend(f"{name}={value}" for name, value in required.items())
     if layout is TENSORFLOW:
         assumed.append("tensorflow=not checked against an original file")
     _check_sizes(checkpoint, found)
@@ -206,16 +224,14 @@ def _shapes(checkpoint: Checkpoint, sources: Mapping[str, Source]) -> dict[str, 
 def _check_sizes(checkpoint: Checkpoint, found: Json) -> None:
     """Raises CheckpointError where shapes do not fit together, before memory is asked for."""
     sizes = [found[name] for name in ("z_dim", "w_dim", "img_channels")]
-    if found["img_channels"] not in (1, 3):
-        raise CheckpointError(
-            f"{checkpoint.path} makes images of {found['img_channels']} channels. Expected 1 (grey) or 3."
-        )
+    check_channels(checkpoint, found["img_channels"])
     layers = 2 * len(found["channels"])
     widths = [found["z_dim"] + found["embed_dim"], *found["mapping_widths"]]
     if min(sizes) < 1 or widths[-1] not in (found["w_dim"], layers * found["w_dim"]):
         raise CheckpointError(
             f"{checkpoint.path} has a mapping network from {widths[0]} to {widths[-1]} values. Expected one "
-            f"to {found['w_dim']}, the size of w: the file is damaged or of another variant."
+            f"to {found['w_dim']}, the size of w: the file is damaged or of another variant. Download it "
+            "again, or take another."
         )
 
 
@@ -246,6 +262,9 @@ def _conv_clamp(
 ) -> float | None:
     """Where activations are clipped, as the file says; by the option where it does not."""
     path, said = checkpoint.path, _clamp_in(layout, checkpoint)
+    if layout not in (NVIDIA, TENSORFLOW):
+        _refuse_option("conv_clamp", "whose activations are never clipped", layout, checkpoint, options)
+        return None
     if said is not UNSAID:
         if "conv_clamp" in options:
             raise CheckpointError(f"{path} says itself that conv_clamp is {said}. Leave the option out.")
@@ -253,28 +272,33 @@ def _conv_clamp(
             return None
         if isinstance(said, bool) or not isinstance(said, int | float) or not 0 < said <= _MAX_CLAMP:
             raise CheckpointError(
-                f"{path} was made with conv_clamp={said!r}. Expected a number above 0, or none."
+                f"{path} was made with conv_clamp={said!r}. Expected a number above 0, or none. {_DAMAGED}"
             )
         return float(said)
-    if layout is NVIDIA or options.get("conv_clamp", "none") != "none":
-        if options.get("conv_clamp") == "none":
-            return None
-        return number(options, "conv_clamp", _USUAL_CLAMP, 1e-6, _MAX_CLAMP, assumed)
+    if options.get("conv_clamp") == "none":
+        return None
     if layout is TENSORFLOW and "conv_clamp" not in options:
         assumed.append("conv_clamp=none")
-    return None
+        return None
+    return number(options, "conv_clamp", _USUAL_CLAMP, 1e-6, _MAX_CLAMP, assumed)
 
 
 def _output(layout: Layout, checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[str]) -> str:
     """The last activation, which only genforce lets its users choose."""
     if layout is GENFORCE:
         return chosen(options, "output", "linear", ("linear", "tanh"), assumed)
-    if "output" in options:
-        raise CheckpointError(
-            f"{checkpoint.path} is a {layout.title} file, whose last layer is always linear. "
-            "Leave the option output out."
-        )
+    _refuse_option("output", "whose last layer is always linear", layout, checkpoint, options)
     return "linear"
+
+
+def _refuse_option(
+    option: str, why: str, layout: Layout, checkpoint: Checkpoint, options: Mapping[str, str]
+) -> None:
+    """Raises CheckpointError for an option that a code base has no use for."""
+    if option in options:
+        raise CheckpointError(
+            f"{checkpoint.path} is a {layout.title} file, {why}. Leave the option {option} out."
+        )
 
 
 def _clamp_in(layout: Layout, checkpoint: Checkpoint) -> Any:
@@ -291,15 +315,16 @@ def _clamp_in(layout: Layout, checkpoint: Checkpoint) -> Any:
     return UNSAID
 
 
-def _kernel(layout: Layout, checkpoint: Checkpoint) -> list[float] | None:
-    """The resampling filter that a TensorFlow file names; others store its taps."""
-    kernel = checkpoint.settings.get("resample_kernel") if layout is TENSORFLOW else None
+def _kernel(layout: Layout, checkpoint: Checkpoint, outline: Outline) -> list[float] | None:
+    """The resampling filter that a file of NVIDIA's names, unless it stores the taps."""
+    name = "resample_kernel" if layout is TENSORFLOW else "resample_filter"
+    kernel = None if outline.filters else dict(_said(layout, checkpoint)).get(name)
     if kernel is None:
         return None
     numbers = [value for value in kernel if type(value) in (int, float)] if isinstance(kernel, list) else []
     if not 0 < len(numbers) <= _MAX_TAPS or numbers != kernel or not 0 < abs(sum(numbers)) < math.inf:
         raise CheckpointError(
-            f"{checkpoint.path} was made with resample_kernel={kernel!r}. Expected a row of numbers such as "
-            "[1, 3, 3, 1]."
+            f"{checkpoint.path} was made with {name}={kernel!r}. Expected a row of numbers such as "
+            f"[1, 3, 3, 1]. {_DAMAGED}"
         )
     return [float(value) for value in kernel]

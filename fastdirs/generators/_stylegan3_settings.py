@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators._layout import Source, count_of, number, shape_of
+from fastdirs.generators._layout import Source, check_channels, check_positive, count_of, number, shape_of
 from fastdirs.generators._mapping import LR_MULTIPLIER
 from fastdirs.manifest import Json
 
@@ -41,6 +41,7 @@ _POSITIONS = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
 # No picture depends on them, or the names and shapes of the tensors tell.
 _UNUSED = ("channel_base", "channel_max", "num_fp16_res", "magnitude_ema_beta", "class_name", "init_args")
 _SETTLED = ("output_scale", "conv_clamp", "first_cutoff")
+_ELSEWHERE = "Use its authors' code for it by --generator, or take another file."
 _LAYER = r"synthesis\.(L(\d+)_(\d+)_(\d+))\..+"
 
 
@@ -137,15 +138,39 @@ def config_of(checkpoint: Checkpoint, options: Mapping[str, str], assumed: list[
                 "damaged or of another variant."
             )
     config = {**USUAL, **said, **told, "channels": [channels for _, _, channels in layers]}
+    complete = "class_name" in checkpoint.settings
     for name in _SETTLED:
-        if config[name] is not None or name in options:
-            known = name in said or "class_name" in checkpoint.settings
-            low, high = _RANGES[name]
-            config[name] = number(options, name, config[name] or 0.0, low, high, None if known else assumed)
+        config[name] = _settled(name, config[name], name in said or complete, checkpoint, options, assumed)
+    if not complete:
+        assumed.append(f"lr_multiplier={LR_MULTIPLIER:g}")
+        unsaid = [name for name in USUAL if name not in said and name not in told and name not in _SETTLED]
+        assumed.extend(f"{name}={USUAL[name]:g}" for name in unsaid)
     config |= {"translate": options.get("translate", "0,0"), "rotate": options.get("rotate", "0")}
+    check_channels(checkpoint, config["img_channels"])
     _check_sizes(checkpoint, config, layers)
     _check_shapes(checkpoint, config, layers)
+    check_positive(checkpoint, r"synthesis\..+\.magnitude_ema")
     return config
+
+
+def _settled(
+    name: str,
+    value: float | None,
+    known: bool,
+    checkpoint: Checkpoint,
+    options: Mapping[str, str],
+    assumed: list[str],
+) -> float | None:
+    """A setting that no tensor tells: the file's value if it says one, else the user's, else usual."""
+    if known:
+        if name in options:
+            raise CheckpointError(
+                f"{checkpoint.path} says itself that {name} is {value}. Leave the option out."
+            )
+        return value
+    if name == "conv_clamp" and options.get(name) == "none":
+        return None
+    return number(options, name, USUAL[name], *_RANGES[name], assumed)
 
 
 def sources(checkpoint: Checkpoint, targets: Mapping[str, Tensor]) -> dict[str, Source]:
@@ -171,18 +196,21 @@ def sources(checkpoint: Checkpoint, targets: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _refuse_xl(checkpoint: Checkpoint) -> None:
-    mean = checkpoint.tensors.get("mapping.w_avg")
+    tensors = checkpoint.tensors
+    mean = tensors.get("mapping.w_avg")
     unsupported = ""
     if "Superres" in str(checkpoint.settings.get("class_name", "")):
         unsupported = "superresolution stages are"
-    elif any(name.startswith("mapping.embed_proj.") for name in checkpoint.tensors):
+    elif any(name.startswith("mapping.embed_proj.") for name in tensors):
         unsupported = "class embedding from a classifier is"
+    elif "mapping.embed.weight" in tensors and "mapping.embed.bias" not in tensors:
+        unsupported = "stem, with an embedding (mapping.embed.weight) that has no bias, is"
     elif mean is not None and mean.ndim == 2:
         unsupported = "class-wise w_avg is"
     if unsupported:
         raise CheckpointError(
-            f"{checkpoint.path} is a StyleGAN-XL generator, whose {unsupported} not supported. Use a "
-            "StyleGAN3 of NVIDIA's layout."
+            f"{checkpoint.path} is a StyleGAN-XL generator, whose {unsupported} not supported. Use its "
+            "authors' code for it by --generator, or take a StyleGAN3 in NVIDIA's layout."
         )
 
 
@@ -230,12 +258,12 @@ def _said(checkpoint: Checkpoint) -> Json:
     if unknown:
         raise CheckpointError(
             f"{path} has the setting {unknown[0]!r}, which no StyleGAN3 that fastdirs knows has. It is a "
-            "variant that is not supported."
+            f"variant that is not supported. {_ELSEWHERE}"
         )
     if mapping.get("lr_multiplier", LR_MULTIPLIER) != LR_MULTIPLIER:
         raise CheckpointError(
             f"{path} says lr_multiplier={mapping['lr_multiplier']}. Only the published "
-            f"{LR_MULTIPLIER} is supported."
+            f"{LR_MULTIPLIER} is supported. {_ELSEWHERE}"
         )
     said = {name: settings[name] for name in (*USUAL, *_POSITIONS) if name in settings}
     if "num_layers" in mapping:

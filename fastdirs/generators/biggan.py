@@ -12,8 +12,19 @@ from torch.nn import functional as F
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, Generator, Provenance
-from fastdirs.generators._layout import Source, built, chosen, count_of, fill, number, shape_of
+from fastdirs.generators import Factor, Family, Generator, built
+from fastdirs.generators._biggan_settings import check_architecture, check_variant, usual_eps
+from fastdirs.generators._layout import (
+    Source,
+    check_channels,
+    check_positive,
+    chosen,
+    count_of,
+    fill,
+    number,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.generators._spectral import (
     SelfAttention,
     SpectralConv2d,
@@ -21,6 +32,7 @@ from fastdirs.generators._spectral import (
     check_norms,
     double,
     doubled,
+    normalised_weight,
     scale_and_offset,
 )
 from fastdirs.manifest import Json
@@ -36,11 +48,6 @@ _OPTIONS = {
     "bn_eps": "epsilon of the conditional batch norms (default 1e-5; 1e-4 for BigBiGAN)",
     "z_bound": "where normal z is cut: none (default, as in training) or 2",
 }
-# What generator_config.json may say of the architecture, and the values that are built here.
-_SUPPORTED: Mapping[str, tuple[object, ...]] = {
-    "model": ("BigGAN",), "G_param": ("SN",), "norm_style": ("bn",), "mybn": (False,),
-    "cross_replica": (False,), "G_nl": ("relu", "inplace_relu"), "G_depth": (1,),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,8 +222,9 @@ class Biggan(Generator):
 
     Source:
         Brock et al. 2019 (arXiv:1809.11096), appendix B; ajbrock/BigGAN-PyTorch. BigBiGAN's generator in
-        BigGANsAreWatching has the same tensors without `sv0`, epsilons of 1e-4, and all classes alike: take
-        class 0. Differs: norms are computed once, a shortcut's convolution comes before its doubling.
+        BigGANsAreWatching has the same tensors without `sv0` (or ones in it), epsilons of 1e-4, and all
+        classes alike: take class 0. Differs: norms are computed once, a shortcut's convolution comes before
+        its doubling.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -247,8 +255,8 @@ class Biggan(Generator):
 
     @property
     def has_mapping(self) -> bool:
-        """True: a graph cuts z into chunks, or passes it on."""
-        return True
+        """Whether z is cut into chunks; else it is the one layer of the latents as it is."""
+        return self.num_layers > 1
 
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
         """z `[batch, z_dim]` -> its chunks `[batch, layers, dim]`; the class plays no part."""
@@ -257,17 +265,19 @@ class Biggan(Generator):
     def factors(self) -> list[Factor]:
         """The columns of z in the first linear layer, and in the gain and bias of each conditional norm.
 
+        Divided by their spectral norms, as they meet z.
+
         Source:
             SeFa's code does not know BigGAN, and its authors' pictures come from BigGAN-deep. These are the
             only places where z enters; the first gives the content, the others what is done to it.
         """
-        weight = self.get_parameter("stages.0.linear.weight").detach()
-        found = [Factor("stages.0.linear", 0, weight)]
-        for name, parameter in self.named_parameters():
-            if self.num_layers > 1 and re.search(r"\.bn[12]\.(gain|bias)\.weight$", name):
+        linear = self.get_submodule("stages.0.linear")
+        found = [Factor("stages.0.linear", 0, normalised_weight(linear))]
+        for name, module in self.named_modules():
+            if self.num_layers > 1 and re.search(r"\.bn[12]\.(gain|bias)$", name):
                 # The condition is the class embedding, then the chunk.
-                columns = parameter.detach()[:, -self.dim :]
-                found.append(Factor(name.removesuffix(".weight"), int(name.split(".")[1]), columns))
+                columns = normalised_weight(module)[:, -self.dim :]
+                found.append(Factor(name, int(name.split(".")[1]), columns))
         return found
 
 
@@ -276,57 +286,26 @@ def _build(config: Json) -> Generator:
 
 
 def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
-    path = checkpoint.path
     assumed: list[str] = []
-    _check_settings(checkpoint)
-    # BigBiGAN's weights came from TensorFlow: nobody logged their singular values.
-    usual = {"sn_eps": 1e-6, "bn_eps": 1e-5}
-    if not any(name.endswith(".sv0") for name in checkpoint.tensors):
-        usual = {"sn_eps": 1e-4, "bn_eps": 1e-4}
+    check_variant(checkpoint)
     # The option, else what the settings beside the weights say, else the usual value.
     settings = {name.lower(): str(checkpoint.settings[name]) for name in _EPS if name in checkpoint.settings}
     settled = {**settings, **options}
-    eps = {name: number(settled, name, value, 0.0, 1.0, assumed) for name, value in usual.items()}
-    architecture = _architecture(checkpoint, eps, chosen(options, "z_bound", "none", list(_Z_BOUNDS)))
+    eps = {
+        name: number(settled, name, value, 1e-12, 1.0, assumed)
+        for name, value in usual_eps(checkpoint).items()
+    }
+    z_bound = chosen(options, "z_bound", "none", list(_Z_BOUNDS), assumed)
+    architecture = _architecture(checkpoint, eps, z_bound)
     generator = built(_build, asdict(architecture), checkpoint)
+    check_architecture(checkpoint, generator.config, generator.img_resolution)
     sources = {name: _source(name) for name in generator.state_dict() if name != "latent_mean"}
     # Singular values were only logged, and those after the first are not divided by.
     fill(generator, checkpoint, sources, unused=[r".*\.sv\d+", r".*\.u[1-9]\d*"])
-    check_norms(generator, sources, path)
-    resolution = checkpoint.settings.get("resolution", generator.img_resolution)
-    if resolution != generator.img_resolution:
-        raise CheckpointError(
-            f"{path} says resolution={resolution!r}, but its tensors make {generator.img_resolution} pixels. "
-            "The settings belong to other weights: put the right ones beside them."
-        )
-    name = path.name if path.is_dir() else path.stem
-    generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
+    check_positive(checkpoint, r".*\.stored_var", zero=True)
+    check_norms(generator, sources, checkpoint.path)
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
-
-
-def _check_settings(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError for variants whose pictures would not be the original's."""
-    settings = checkpoint.settings
-    found = [
-        (k, settings[k]) for k, values in _SUPPORTED.items() if k in settings and settings[k] not in values
-    ]
-    # The same variants, where no settings are at hand, by tensors that only they have.
-    signs = {
-        ("model", "BigGANdeep"): r"blocks\.\d+\.\d+\.(conv[34]|bn[34])\..*",
-        ("mybn", True): r".*\.bn\d?\.bn\.stored_.*|.*\.bn\.accumulation_counter",
-        ("cross_replica", True): r".*\.bn\d?\.bn\.running_.*",
-    }
-    for variant, pattern in signs.items():
-        if any(re.fullmatch(pattern, name) for name in checkpoint.tensors):
-            found.append(variant)
-    if not any(name.endswith(".u0") for name in checkpoint.tensors):
-        found.append(("G_param", "other than SN"))
-    if found:
-        name, value = found[0]
-        raise CheckpointError(
-            f"{checkpoint.path} is a BigGAN with {name}={value}, which fastdirs does not build. "
-            f"Expected {' or '.join(map(str, _SUPPORTED[name]))}."
-        )
 
 
 def _architecture(checkpoint: Checkpoint, eps: Mapping[str, float], z_bound: str) -> Architecture:
@@ -347,17 +326,14 @@ def _architecture(checkpoint: Checkpoint, eps: Mapping[str, float], z_bound: str
         if gain[1] not in (shared_dim, shared_dim + dim):
             raise CheckpointError(
                 f"{path} holds 'blocks.0.0.bn1.gain.weight' of shape {list(gain)}. Expected {shared_dim} "
-                f"columns for the class, and {dim} more if each block reads z. The file is damaged."
+                f"columns for the class, and {dim} more if each block reads z. The file is damaged: download "
+                "or save it again."
             )
         hier = gain[1] == shared_dim + dim
     else:
         classes, shared_dim, hier = gain[0], 0, False
     channels = shape_of(checkpoint, "output_layer.2.weight", 4)[0]
-    if channels not in (1, 3):
-        raise CheckpointError(
-            f"{path} holds 'output_layer.2.weight' for {channels} channels. Expected images of 1 or 3: "
-            "the file is damaged."
-        )
+    check_channels(checkpoint, channels)
     attention = [i for i in range(blocks) if any(name.startswith(f"blocks.{i}.1.") for name in tensors)]
     return Architecture(
         widths, bottom, channels, attention, classes, shared_dim, dim, hier, **eps, z_bound=z_bound

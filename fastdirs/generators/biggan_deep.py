@@ -11,8 +11,17 @@ from torch.nn import functional as F
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, Generator, Provenance
-from fastdirs.generators._layout import Source, built, count_of, fill, number, shape_of
+from fastdirs.generators import Factor, Family, Generator, built
+from fastdirs.generators._biggan_deep_settings import check_architecture, doubling_blocks
+from fastdirs.generators._layout import (
+    Source,
+    check_positive,
+    count_of,
+    fill,
+    number,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.generators._spectral import (
     SelfAttention,
     SpectralConv2d,
@@ -20,6 +29,7 @@ from fastdirs.generators._spectral import (
     check_norms,
     double,
     doubled,
+    normalised_weight,
     scale_and_offset,
 )
 from fastdirs.manifest import Json
@@ -33,14 +43,6 @@ _REDUCTION = 4
 _CHANNELS = 3
 _Z_BOUND = 2.0
 _OPTIONS = {"eps": "epsilon of the batch norms (default 1e-4)"}
-# The networks published with the paper, by their widths in units of the narrowest. In each of them every
-# second block doubles the size, and attention comes before block 8.
-_PUBLISHED_WIDTHS = {
-    "biggan-deep-128": [16, 16, 16, 16, 8, 8, 4, 4, 2, 2, 1],
-    "biggan-deep-256": [16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1],
-    "biggan-deep-512": [16, 16, 16, 16, 8, 8, 8, 8, 4, 4, 2, 2, 1, 1, 1],
-}
-_PUBLISHED_ATTENTION = 8
 
 
 @dataclass(frozen=True)
@@ -256,16 +258,18 @@ class BigganDeep(Generator):
     def factors(self) -> list[Factor]:
         """The columns of z in the first linear layer, and in scale and offset of each conditional norm.
 
+        Divided by their spectral norms, as they meet z.
+
         Source:
             SeFa's code does not know BigGAN, but its authors' pictures come from these weights. These are the
             only places where z enters.
         """
         found = []
-        for name, parameter in self.named_parameters():
-            if re.search(r"\.gen_z\.weight$|\.(scale|offset)\.weight$", name):
+        for name, module in self.named_modules():
+            if re.search(r"\.(gen_z|scale|offset)$", name):
                 # The condition is z, then the class embedding.
-                columns = parameter.detach()[:, : self.dim]
-                found.append(Factor(name.removesuffix(".weight"), int(name.split(".")[1]), columns))
+                columns = normalised_weight(module)[:, : self.dim]
+                found.append(Factor(name, int(name.split(".")[1]), columns))
         return found
 
 
@@ -274,18 +278,18 @@ def _build(config: Json) -> Generator:
 
 
 def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
-    path = checkpoint.path
     assumed: list[str] = []
     # The option, else what config.json says, else the usual value.
     said = {"eps": str(checkpoint.settings["eps"])} if "eps" in checkpoint.settings else {}
-    eps = number({**said, **options}, "eps", 1e-4, 0.0, 1.0, assumed)
+    eps = number({**said, **options}, "eps", 1e-4, 1e-12, 1.0, assumed)
     architecture = _architecture(checkpoint, eps, assumed)
     generator = built(_build, asdict(architecture), checkpoint)
     sources = _sources(generator, architecture.attention)
+    check_architecture(checkpoint, generator.config, generator.img_resolution)
     fill(generator, checkpoint, sources)
-    check_norms(generator, sources, path)
-    name = path.name if path.is_dir() else path.stem
-    generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
+    check_positive(checkpoint, r".*\.running_vars", zero=True)
+    check_norms(generator, sources, checkpoint.path)
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
 
 
@@ -297,7 +301,7 @@ def _architecture(checkpoint: Checkpoint, eps: float, assumed: list[str]) -> Arc
     if len(attended) > 1 or attended == [layers - 1]:
         raise CheckpointError(
             f"{path} has self-attention in layers {attended[:9]} of {layers}. Expected at most one, "
-            "before a block: the file is of another variant."
+            "before a block: the file is of another variant. Take a published one."
         )
     blocks = (f"generator.layers.{i}" for i in range(layers) if i not in attended)
     widths = [shape_of(checkpoint, f"{block}.bn_0.running_means", 2)[1] for block in blocks]
@@ -307,45 +311,20 @@ def _architecture(checkpoint: Checkpoint, eps: float, assumed: list[str]) -> Arc
     if len(widths) < 2 or not chained or last < _CHANNELS or rows < 2:
         raise CheckpointError(
             f"{path} has blocks of {widths} channels and {rows} sets of statistics. Expected blocks that "
-            f"keep or halve their channels, to {_CHANNELS} or more, and at least 2 sets: the file is damaged."
+            f"keep or halve their channels, to {_CHANNELS} or more, and at least 2 sets: the file is "
+            "damaged. Download or save it again."
         )
     embedding_dim, classes = shape_of(checkpoint, "embeddings.weight", 2)
     condition = shape_of(checkpoint, "generator.gen_z.weight_orig", 2)[1]
     if condition <= embedding_dim:
         raise CheckpointError(
             f"{path} holds 'generator.gen_z.weight_orig' for {condition} numbers. Expected more than the "
-            f"{embedding_dim} of the class embedding: the file is damaged."
+            f"{embedding_dim} of the class embedding: the file is damaged. Download or save it again."
         )
     attention = attended[0] if attended else None
-    doubles = _doubles(checkpoint, widths, attention, assumed)
+    doubles = doubling_blocks(checkpoint, widths, attention, assumed)
     return Architecture(
         widths, doubles, attention, condition - embedding_dim, embedding_dim, classes, rows, eps
-    )
-
-
-def _doubles(
-    checkpoint: Checkpoint, widths: list[int], attention: int | None, assumed: list[str]
-) -> list[bool]:
-    """Which blocks double the size: by config.json, else as in the published network of these widths."""
-    path, blocks = checkpoint.path, len(widths) - 1
-    if "layers" in checkpoint.settings:
-        layers = checkpoint.settings["layers"]
-        entries = layers if isinstance(layers, list) else []
-        doubles = [entry[0] for entry in entries if isinstance(entry, list | tuple) and entry]
-        if len(doubles) != blocks or any(not isinstance(flag, bool) for flag in doubles):
-            raise CheckpointError(
-                f"{path} has {blocks} blocks, but 'layers' in its config.json names {len(doubles)} as "
-                "[doubles, in, out]. They belong to different networks: put the right ones together."
-            )
-        return doubles
-    units = [width / widths[-1] for width in widths]
-    for name, published in _PUBLISHED_WIDTHS.items():
-        if units == published and attention == _PUBLISHED_ATTENTION:
-            assumed.append(f"layers={name}")
-            return [index % 2 == 1 for index in range(blocks)]
-    raise CheckpointError(
-        f"{path} does not say which of its {blocks} blocks double the size, and it is none of "
-        f"{', '.join(_PUBLISHED_WIDTHS)}. Name the folder, which holds config.json."
     )
 
 

@@ -1,6 +1,5 @@
 """DCGAN: transposed convolutions and batch norms, inferred from a state dict whatever its keys are called."""
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,15 +10,14 @@ from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
+from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, ZGenerator
+from fastdirs.generators._layout import check_positive, chosen, number, provenance_of
 from fastdirs.manifest import Json
-from fastdirs.registry import unknown_name
 
 _HIDDEN: Mapping[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "leaky_relu": lambda: nn.LeakyReLU(0.2)}
 _OUTPUT: Mapping[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "sigmoid": lambda: _SigmoidToRange()}
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 _OPTIONS = {
-    "key": "which state dict of the file to take",
     "strides": "stride of each layer, such as 1,2,2,2,2",
     "norm_after": "layers followed by a batch norm, such as 0,1,2,3",
     "activation": "between the layers: relu (default) or leaky_relu (slope 0.2)",
@@ -109,9 +107,9 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     if norms and "norm_after" not in options and list(norms) != list(range(len(kernels) - 1)):
         assumed.append(f"norm_after={','.join(map(str, norms))}")
     strides = _strides(checkpoint, kernels, options)
-    activation = _choice(options, "activation", "relu", _HIDDEN, assumed)
-    output = _choice(options, "output", "tanh", _OUTPUT, assumed)
-    eps = _eps(options.get("eps", "1e-5"))
+    activation = chosen(options, "activation", "relu", list(_HIDDEN), assumed)
+    output = chosen(options, "output", "tanh", list(_OUTPUT), assumed)
+    eps = number(options, "eps", 1e-5, 1e-12, 1.0)
     if "eps" not in options and norms:
         assumed.append("eps=1e-5")
 
@@ -130,8 +128,8 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     extra = [name for name in tensors if name not in used and not name.endswith("num_batches_tracked")]
     if extra:
         raise CheckpointError(
-            f"{path} holds {extra[0]!r}, which is no part of a DCGAN ({len(extra)} such tensors). "
-            "Choose another --family."
+            f"{path} holds {extra[0]!r}, which is no part of a DCGAN ({len(extra)} such tensors): it may be "
+            "a variant that fastdirs does not know. Report it with this name, or choose another --family."
         )
 
     generator = Dcgan(layers, activation, output, eps)
@@ -144,7 +142,8 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
             )
         state[target] = tensors[source].float()
     generator.load_state_dict(state)
-    generator.provenance = Provenance(name=path.stem, source=path.name, assumed=tuple(assumed))
+    check_positive(checkpoint, r".*running_var", zero=True)
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator.eval().requires_grad_(False)
 
 
@@ -325,32 +324,11 @@ def _strides(
     return settled
 
 
-def _choice(
-    options: Mapping[str, str], option: str, usual: str, known: Mapping[str, object], assumed: list[str]
-) -> str:
-    if option not in options:
-        assumed.append(f"{option}={usual}")
-    chosen = options.get(option, usual)
-    if chosen not in known:
-        raise unknown_name(option, chosen, known)
-    return chosen
-
-
 def _whole_numbers(options: Mapping[str, str], option: str) -> list[int]:
     try:
         return [int(part) for part in options[option].split(",")]
     except ValueError as error:
         raise CheckpointError(f"{option}={options[option]!r} is not a list of whole numbers.") from error
-
-
-def _eps(text: str) -> float:
-    try:
-        eps = float(text)
-    except ValueError:
-        eps = math.nan
-    if not 0 < eps < 1:
-        raise CheckpointError(f"eps={text!r} is no epsilon of a batch norm. Expected a number such as 1e-5.")
-    return eps
 
 
 GENERATOR = Family(

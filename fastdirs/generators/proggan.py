@@ -10,15 +10,24 @@ from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
-from fastdirs.generators._layout import Source, built, chosen, count_of, fill, shape_of
+from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, ZGenerator, built
+from fastdirs.generators._layout import (
+    Source,
+    check_channels,
+    check_grown,
+    check_positive,
+    chosen,
+    count_of,
+    fill,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.manifest import Json
 
 _FIRST_SIZE = 4
 _EPS = 1e-8
 _SLOPE = 0.2
 _OPTIONS = {
-    "key": "which state dict of the file to take",
     "fused_scale": "how a genforce network doubles: none (default), or all by transposed convolutions",
     "output": "last activation of a genforce network: linear (default) or tanh",
 }
@@ -68,8 +77,11 @@ def _convolution(inputs: int, outputs: int, size: int) -> nn.Conv2d:
 class ProgGan(ZGenerator):
     """Karras et al. 2018, fully grown. Images are not clipped, though the last layer is usually linear.
 
+    The first step normalises z, so that only its direction counts: truncation changes nothing, whatever
+    psi above 0 is asked for.
+
     Args:
-        z_dim: Size of z. Only the direction of z counts: it is normalised first.
+        z_dim: Size of z.
         widths: Channels of each layer, two for each resolution from 4x4 on.
         img_channels: 1 (grey) or 3 (RGB).
         output: Last activation, "linear" or "tanh".
@@ -150,13 +162,12 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 
 def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
-    path, assumed = checkpoint.path, list[str]()
+    assumed: list[str] = []
     if _is_genforce(checkpoint):
         generator = _from_genforce(checkpoint, options, assumed)
     else:
         generator = _from_features(checkpoint, options)
-    name = path.name if path.is_dir() else path.stem
-    generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
 
 
@@ -181,6 +192,7 @@ def _from_features(checkpoint: Checkpoint, options: Mapping[str, str]) -> Genera
         sources[f"{convolution}.weight"] = weight if index else (weight, _rows)
         sources[f"{convolution}.bias"] = f"{layer}.wscale.b"
     fill(generator, checkpoint, sources)
+    check_positive(checkpoint, r".*\.wscale\.scale")
     return generator
 
 
@@ -193,12 +205,9 @@ def _from_genforce(checkpoint: Checkpoint, options: Mapping[str, str], assumed: 
     channels = shape_of(checkpoint, f"{output}.bias", 1)[0]
     last = chosen(options, "output", "linear", _OUTPUTS, assumed)
     generator = _generator(checkpoint, "layer0.weight", widths, channels, last)
-    lod = checkpoint.tensors.get("lod")
-    if lod is not None and bool((lod != 0).any()):
-        raise CheckpointError(
-            f"{checkpoint.path} has lod={lod.flatten()[0]:g}: its training ended before the network had "
-            "grown to its full size, so its last layers make no picture. Take a later snapshot, with lod=0."
-        )
+    check_grown(checkpoint, "lod")
+    # A label, where there is one, is joined to z before the first layer: together they are its inputs.
+    assumed.append("label_size=0")
     fused = _fused_scale(checkpoint, widths, options, assumed) == "all"
     sources: dict[str, Source] = {}
     for index in range(count + 1):
@@ -226,8 +235,7 @@ def _generator(
     checkpoint: Checkpoint, first: str, widths: list[int], channels: int, output: str
 ) -> Generator:
     """A generator of these sizes, with any weights; z is read off the first layer's tensor."""
-    if channels not in (1, 3):
-        raise CheckpointError(f"{checkpoint.path} makes images of {channels} channels. Expected 1 or 3.")
+    check_channels(checkpoint, channels)
     outputs, z_dim, *kernel = shape_of(checkpoint, first, 4)
     if kernel != [_FIRST_SIZE, _FIRST_SIZE]:
         raise CheckpointError(
@@ -271,7 +279,7 @@ def _transposed(weight: Tensor) -> Tensor:
 
 
 GENERATOR = Family(
-    summary="ProgGAN (PGGAN), from prog_gans_pytorch_inference or genforce",
+    summary="ProgGAN (PGGAN), from prog_gans_pytorch_inference or genforce; psi changes nothing",
     build=_build,
     infer=_infer,
     recognises=_recognises,

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, Provenance, ZGenerator
-from fastdirs.generators._layout import Source, built, count_of, fill, number, shape_of
+from fastdirs.generators import Factor, Family, FeatureStage, Generator, LatentStage, ZGenerator, built
+from fastdirs.generators._layout import (
+    Source,
+    check_channels,
+    check_positive,
+    check_settings,
+    count_of,
+    fill,
+    number,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.manifest import Json
 
 _FIRST_SIZE = 4
@@ -22,10 +32,7 @@ _CONVOLUTIONS = {"conv1": 3, "conv2": 6}
 _NORMS = (0, 4)
 _PARTS = ("weight", "bias")
 _NORM_PARTS = (*_PARTS, "running_mean", "running_var")
-_OPTIONS = {
-    "key": "which state dict of the file to take",
-    "eps": "epsilon of the batch norms (default 1e-5)",
-}
+_OPTIONS = {"eps": "epsilon of the batch norms (default 1e-5)"}
 _PUBLISHED = {32: [256, 256, 256, 256], 64: [1024, 512, 256, 128, 64]}
 
 
@@ -142,12 +149,12 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     first, norm, last = f"{prefix}0", f"{prefix}{end}", f"{prefix}{end + 2}"
     z_dim = shape_of(checkpoint, f"{first}.weight", 2)[1]
     channels = shape_of(checkpoint, f"{last}.weight", 4)[0]
-    if channels not in (1, 3):
-        raise CheckpointError(f"{path} makes images of {channels} channels. Expected 1 or 3.")
+    check_channels(checkpoint, channels)
     widths = [shapes[0][1], *(shape[0] for shape in shapes)]
     config = {"z_dim": z_dim, "widths": widths, "img_channels": channels, "eps": eps}
     generator = built(_build, config, checkpoint)
-    _check_settings(checkpoint, generator)
+    model = f"sn_resnet{generator.img_resolution}"
+    check_settings(checkpoint, {"model": model, "latent_dim": z_dim, "image_channels": channels})
 
     # Which tensor of the file stands where in the generator.
     sources: dict[str, Source] = {}
@@ -165,10 +172,9 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     sources |= {f"stages.0.body.1.{part}": f"{first}.{part}" for part in _PARTS}
     sources |= {f"{closing}.2.{part}": f"{last}.{part}" for part in _PARTS}
     fill(generator, checkpoint, sources, unused=[rf"{re.escape(prefix)}\d+\.model\.[36]\.(weight|bias)"])
-    _check_variances(checkpoint)
+    check_positive(checkpoint, r".*running_var", zero=True)
     _check_copies(checkpoint, blocks)
-    name = path.name if path.is_dir() else path.stem
-    generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
 
 
@@ -176,16 +182,6 @@ def _convolution_at(checkpoint: Checkpoint, block: str, attribute: str, part: st
     """The name under which a convolution is found; files without doubles may have kept either."""
     usual, double = f"{block}.{attribute}.{part}", f"{block}.model.{_CONVOLUTIONS[attribute]}.{part}"
     return double if usual not in checkpoint.tensors and double in checkpoint.tensors else usual
-
-
-def _check_variances(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError where a batch norm would take the root of a negative number."""
-    for name, tensor in checkpoint.tensors.items():
-        if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise CheckpointError(
-                f"{checkpoint.path} has negative variances in {name!r}: the file is damaged. Download it "
-                "again."
-            )
 
 
 def _check_copies(checkpoint: Checkpoint, blocks: list[str]) -> None:
@@ -201,22 +197,6 @@ def _check_copies(checkpoint: Checkpoint, blocks: list[str]) -> None:
                         f"{checkpoint.path} holds one convolution as {usual!r} and as {double!r}, but with "
                         "different values: the file was changed or damaged. Download it again."
                     )
-
-
-def _check_settings(checkpoint: Checkpoint, generator: Generator) -> None:
-    """Raises CheckpointError where what stands beside the tensors speaks of another network."""
-    found = {
-        "model": f"sn_resnet{generator.img_resolution}",
-        "latent_dim": generator.z_dim,
-        "image_channels": generator.img_channels,
-    }
-    for setting, value in found.items():
-        said = checkpoint.settings.get(setting, value)
-        if said != value:
-            raise CheckpointError(
-                f"{checkpoint.path} says {setting}={said!r}, but its tensors are those of {value!r}. "
-                "The two files do not belong together: take both from one training run."
-            )
 
 
 GENERATOR = Family(

@@ -10,8 +10,18 @@ from torch.nn import functional as F
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, FeatureStage, Generator, Provenance
-from fastdirs.generators._layout import Source, built, chosen, count_of, fill, shape_of
+from fastdirs.generators import Factor, Family, FeatureStage, Generator, built
+from fastdirs.generators._layout import (
+    Source,
+    check_channels,
+    check_grown,
+    check_known,
+    chosen,
+    count_of,
+    fill,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample, binomial
 from fastdirs.manifest import Json
@@ -24,9 +34,9 @@ _FUSED_FROM = 128
 _NOISES = ("const", "none", "random")
 _OUTPUTS = ("linear", "tanh")
 _OPTIONS = {
-    "key": "which state dict of the file to take",
     "fused_scale": "what doubles by transposed convolutions: auto (default: from 128 pixels on), all or none",
-    "noise": "const (default: the stored noise), none, or random (fresh for each image; cannot be exported)",
+    "noise": "const (default: the stored noise), none, or random (drawn anew in every call, so that the same "
+    "seed gives different pictures; cannot be exported)",
     "output": "last activation: linear (default) or tanh",
 }
 
@@ -119,7 +129,7 @@ class StyleGan(Generator):
         noise: str,
         output: str,
     ) -> None:
-        chosen({"noise": noise}, "noise", "const", _NOISES)
+        check_known("noise", noise, _NOISES)
         count = len(widths)
         stages: list[nn.Module] = []
         for layer, outputs in enumerate(widths):
@@ -150,7 +160,8 @@ class StyleGan(Generator):
     def map_z(self, z: Tensor, c: Tensor | None) -> Tensor:
         """z `[batch, z_dim]` -> latents `[batch, layers, dim]`, float32; mostly one w for all layers."""
         w: Tensor = self.network(z, None)
-        return w.reshape(len(z), -1, self.dim).expand(-1, self.num_layers, -1)
+        # The length of z would be a constant of an exported graph; rare networks make one w for each layer.
+        return w.reshape(-1, w.shape[1] // self.dim, self.dim).expand(-1, self.num_layers, -1)
 
     def factors(self) -> list[Factor]:
         """The style of each layer: rows that scale the channels, then rows that shift them."""
@@ -200,19 +211,19 @@ def _recognises(checkpoint: Checkpoint) -> bool:
 
 
 def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
-    path, assumed = checkpoint.path, list[str]()
+    assumed: list[str] = []
     _refuse_variants(checkpoint)
     count = count_of(checkpoint, r"synthesis\.layer(\d+)\..+")
     if count % 2 or not 0 < count <= _MAX_LAYERS:
         raise CheckpointError(
-            f"{path} holds {count} layers called synthesis.layer0 and on. Expected two for each resolution, "
-            f"at most {_MAX_LAYERS}: the file is incomplete or no StyleGAN."
+            f"{checkpoint.path} holds {count} layers called synthesis.layer0 and on. Expected two for each "
+            f"resolution, at most {_MAX_LAYERS}: the file is incomplete or no StyleGAN. Download it again, "
+            "or leave --family out."
         )
     layers = [f"synthesis.layer{index}" for index in range(count)]
     output = f"synthesis.output{count // 2 - 1}"
     channels = shape_of(checkpoint, f"{output}.bias", 1)[0]
-    if channels not in (1, 3):
-        raise CheckpointError(f"{path} makes images of {channels} channels. Expected 1 or 3.")
+    check_channels(checkpoint, channels)
     dense = [f"mapping.dense{index}" for index in range(count_of(checkpoint, r"mapping\.dense(\d+)\..+"))]
     fused_scale = chosen(options, "fused_scale", "auto", ("auto", "all", "none"), assumed)
     w_dim = shape_of(checkpoint, "synthesis.layer0.style.weight", 2)[1]
@@ -234,15 +245,18 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     }
     for index, each in enumerate(dense):
         sources |= {f"network.layers.{index}.{part}": f"{each}.{part}" for part in ("weight", "bias")}
+    # It is no parameter, so some copies lack it.
+    blurs = any(name.endswith("blur.kernel") for name in checkpoint.tensors)
+    if not blurs and count > 2:
+        assumed.append("blur_kernel=1,2,1")
     for index, each in enumerate(layers):
-        sources |= _sources_of_layer(index, each, _is_fused(index, fused_scale))
+        sources |= _sources_of_layer(index, each, _is_fused(index, fused_scale), blurs)
     fill(generator, checkpoint, sources, unused=[r"synthesis\.lod", r"synthesis\.output\d+\.(weight|bias)"])
-    name = path.name if path.is_dir() else path.stem
-    generator.provenance = Provenance(name=name, source=path.name, assumed=tuple(assumed))
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
 
 
-def _sources_of_layer(index: int, name: str, fused: bool) -> dict[str, Source]:
+def _sources_of_layer(index: int, name: str, fused: bool, blurs: bool) -> dict[str, Source]:
     """Where the tensors of one layer stand in the checkpoint."""
     stage, doubles = f"stages.{index}", index > 0 and index % 2 == 0
     sources: dict[str, Source] = {
@@ -256,7 +270,8 @@ def _sources_of_layer(index: int, name: str, fused: bool) -> dict[str, Source]:
         sources[f"{stage}.const"] = f"{name}.const"
     elif doubles:
         sources[f"{stage}.convolution.1.weight"] = (f"{name}.weight", _flipped) if fused else f"{name}.weight"
-        sources[f"{stage}.convolution.2.taps"] = (f"{name}.blur.kernel", _taps)
+        if blurs:
+            sources[f"{stage}.convolution.2.taps"] = (f"{name}.blur.kernel", _taps)
     else:
         sources[f"{stage}.convolution.0.weight"] = f"{name}.weight"
     return sources
@@ -295,20 +310,16 @@ def _refuse_variants(checkpoint: Checkpoint) -> None:
         if found:
             raise CheckpointError(
                 f"{path} is a StyleGAN with {variant}, which fastdirs does not build. Expected the published "
-                "kind: no classes, a constant input and spatial noise."
+                "kind: no classes, a constant input and spatial noise. Use its authors' code for it by "
+                "--generator, or take another file."
             )
     for name, kernel in kernels.items():
         if kernel.ndim == 4 and not torch.equal(kernel, kernel[:1].expand_as(kernel)):
             raise CheckpointError(
                 f"{path} holds {name!r}, which blurs each channel in another way. Expected one filter for "
-                "all: the file is damaged or of another variant."
+                "all: the file is damaged or of another variant. Download it again, or take another."
             )
-    lod = tensors.get("synthesis.lod")
-    if lod is not None and bool((lod != 0).any()):
-        raise CheckpointError(
-            f"{path} has synthesis.lod={lod.flatten()[0]:g}: its training ended before the network had grown "
-            "to its full size, so its last layers make no picture. Take a later snapshot, with lod=0."
-        )
+    check_grown(checkpoint, "synthesis.lod")
 
 
 GENERATOR = Family(

@@ -11,20 +11,20 @@ from torch.nn import functional as F
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, Generator, Provenance, State
-from fastdirs.generators._layout import built, chosen, fill
+from fastdirs.generators import Factor, Family, Generator, State, built
+from fastdirs.generators._layout import check_known, chosen, fill, provenance_of
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample
 from fastdirs.generators._stylegan2_layouts import layout_of, mean_of, outline_of, sources_of
-from fastdirs.generators._stylegan2_settings import Settings, refuse_variants, settings_of
+from fastdirs.generators._stylegan2_settings import SAMPLES, Settings, refuse_variants, settings_of
 from fastdirs.manifest import Json
 
 NOISE = ("const", "none", "random")
-SAMPLES = 4096
 _OPTIONS = {
-    "key": "which network or state dict of the file to take",
-    "noise": "const (default: the stored noise), none, or random (fresh for each image; cannot be exported)",
-    "conv_clamp": "where activations are clipped, or none; for NVIDIA files that do not say (default 256)",
+    "noise": "const (default: the stored noise), none, or random (drawn anew in every call, so that the same "
+    "seed gives different pictures; cannot be exported)",
+    "conv_clamp": "where activations are clipped, or none; for files that do not say, of NVIDIA in PyTorch "
+    "(default 256) or TensorFlow (default none)",
     "output": "last activation of a genforce file: linear (default) or tanh",
 }
 
@@ -292,10 +292,26 @@ class StyleGan2(Generator):
 
 @torch.no_grad()
 def _take_mean_of_samples(generator: nn.Module, _: object = None) -> None:
-    """The mean w of a fixed set of z, for files that hold none."""
+    """The mean w of a fixed set of z, and of classes drawn evenly, for files that hold none."""
     assert isinstance(generator, StyleGan2)
-    z = np.random.RandomState(0).randn(SAMPLES, generator.z_dim).astype(np.float32)
-    generator.latent_mean.copy_(generator.map_z(torch.from_numpy(z), None).mean(dim=0))
+    random, mean = np.random.RandomState(0), generator.latent_mean
+    z = torch.from_numpy(random.randn(SAMPLES, generator.z_dim))
+    classes = torch.from_numpy(random.randint(max(generator.c_dim, 1), size=SAMPLES))
+    # A few at a time where each holds a weight for every class.
+    latents, count = [], 64 if generator.c_dim else SAMPLES
+    for start in range(0, SAMPLES, count):
+        rows = slice(start, start + count)
+        c = F.one_hot(classes[rows], generator.c_dim).to(mean) if generator.c_dim else None
+        latents.append(generator.map_z(z[rows].to(mean), c))
+    mean.copy_(torch.cat(latents).mean(dim=0))
+
+
+def _draw_noise(generator: Generator) -> None:
+    """Noise of a fixed seed, for files that hold none."""
+    random = np.random.RandomState(0)
+    for name, noise in generator.named_buffers():
+        if name.endswith(".noise"):
+            noise.copy_(torch.from_numpy(random.randn(*noise.shape)))
 
 
 def published(
@@ -327,7 +343,7 @@ def published(
 
 def _build(config: Json) -> Generator:
     settings = Settings(**config)
-    chosen({"noise": settings.noise}, "noise", "const", NOISE)
+    check_known("noise", settings.noise, NOISE)
     generator = StyleGan2(settings)
     if settings.latent_mean != "stored":
         _take_mean_of_samples(generator)
@@ -350,9 +366,10 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     generator = built(lambda config: StyleGan2(Settings(**config)), config, checkpoint)
     if outline.mean:
         sources |= mean_of(layout, generator.num_layers, generator.dim)
+    if not outline.noises:
+        _draw_noise(generator)
     fill(generator, checkpoint, sources, layout.unused)
-    path = checkpoint.path
-    generator.provenance = Provenance(name=path.stem, source=path.name, assumed=tuple(assumed))
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator.eval().requires_grad_(False)
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
-from fastdirs.generators import Factor, Family, Generator, Provenance, State
-from fastdirs.generators._layout import fill
+from fastdirs.generators import Factor, Family, Generator, State
+from fastdirs.generators._layout import fill, provenance_of
 from fastdirs.generators._mapping import SLOPE, EqualLinear, MappingNetwork
 from fastdirs.generators._resample import Resample, lowpass
 from fastdirs.generators._stylegan3_settings import (
@@ -30,7 +30,7 @@ _OPTIONS = {
     "translate": "shift the picture by this part of its width and height, such as 0.13,-0.07 (default 0,0)",
     "rotate": "turn the picture by so many degrees (default 0)",
     "output_scale": "factor of the last layer, where the file does not say (default 0.25)",
-    "conv_clamp": "largest value after a layer, where the file does not say (default 256)",
+    "conv_clamp": "largest value after a layer, or none, where the file does not say (default 256)",
     "first_cutoff": "highest frequency of the first layer, where the file does not say (default 2)",
 }
 
@@ -313,10 +313,7 @@ def _infer(checkpoint: Checkpoint, options: Mapping[str, str]) -> Generator:
     assumed: list[str] = []
     generator = _build(config_of(checkpoint, options, assumed))
     fill(generator, checkpoint, sources(checkpoint, generator.state_dict()))
-    path = checkpoint.path
-    generator.provenance = Provenance(
-        name=path.name if path.is_dir() else path.stem, source=path.name, assumed=tuple(assumed)
-    )
+    generator.provenance = provenance_of(checkpoint, assumed)
     return generator
 
 

@@ -33,8 +33,8 @@ class _AttributeStage(nn.Module):
             row[first : first + _UNITS[attribute]] = 1 / _UNITS[attribute]
         self.hidden = nn.Linear(z_dim, len(rows), bias=False)
         self.average = nn.Linear(len(rows), len(_UNITS), bias=False)
-        self.hidden.weight.data = torch.from_numpy(rows).float()
-        self.average.weight.data = torch.from_numpy(average).float()
+        self.hidden.weight = nn.Parameter(torch.from_numpy(rows).float())
+        self.average.weight = nn.Parameter(torch.from_numpy(average).float())
 
     def forward(self, state: Tensor | None, latents: Tensor) -> Tensor:
         """Latents `[batch, 1, z_dim]` -> attributes `[batch, 5]`, standard normal for standard normal z."""

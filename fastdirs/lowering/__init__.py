@@ -40,6 +40,15 @@ def lower(generator: Generator, names: Sequence[str]) -> Generator:
     return generator
 
 
+def copied(generator: Generator) -> Generator:
+    """A copy to rewrite, which keeps the identity of the original."""
+    # Asked for before anything is rewritten.
+    identity = generator.weights_sha256
+    copy_of_it = copy.deepcopy(generator)
+    assert copy_of_it.weights_sha256 == identity
+    return copy_of_it
+
+
 def rewrite_bodies(
     generator: Generator, rewrite: Callable[[list[nn.Module], bool], list[nn.Module]]
 ) -> Generator:
@@ -49,10 +58,7 @@ def rewrite_bodies(
         generator: The generator to copy.
         rewrite: (layers, whether they read a 1x1 picture of latents) -> layers.
     """
-    # Asked for before anything is rewritten: the lowered form keeps the identity of the original.
-    identity = generator.weights_sha256
-    lowered = copy.deepcopy(generator)
-    assert lowered.weights_sha256 == identity
+    lowered = copied(generator)
     for stage in lowered.stages:
         if isinstance(stage, LatentStage | FeatureStage):
             stage.body = nn.Sequential(*rewrite(list(stage.body), isinstance(stage, LatentStage)))

@@ -1,11 +1,11 @@
 """Spectral norms are fixed once weights are loaded: divide the weights by them, and keep plain layers."""
 
-import copy
 from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from fastdirs.generators import Generator
+from fastdirs.lowering import copied
 
 
 @runtime_checkable
@@ -19,10 +19,7 @@ class Foldable(Protocol):
 
 def fold_spectral_norm(generator: Generator) -> Generator:
     """A copy whose normalised layers are plain ones."""
-    # Asked for before anything is rewritten: the lowered form keeps the identity of the original.
-    identity = generator.weights_sha256
-    lowered = copy.deepcopy(generator)
-    assert lowered.weights_sha256 == identity
+    lowered = copied(generator)
     for parent in list(lowered.stages.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Foldable):

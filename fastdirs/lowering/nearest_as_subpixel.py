@@ -5,13 +5,12 @@ the same pixel are summed beforehand: four multiplications for each output value
 nine.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdirs.generators import Generator
+from fastdirs.lowering import copied
 
 # Which of the three taps (columns) meet the first and the second input pixel (rows). With padding on every
 # side the odd position comes first: it belongs to the pixel before.
@@ -43,17 +42,16 @@ def _applies(first: nn.Module, second: nn.Module) -> bool:
         and (first.scale_factor, first.mode) == (2, "nearest")
         and isinstance(second, nn.Conv2d)
         and (second.kernel_size, second.stride, second.padding) == ((3, 3), (1, 1), (1, 1))
-        and (second.dilation, second.groups) == ((1, 1), 1)
+        and (second.dilation, second.groups, second.padding_mode) == ((1, 1), 1, "zeros")
     )
 
 
 def nearest_as_subpixel(generator: Generator) -> Generator:
     """A copy in which every sequence doubles and convolves at once."""
-    identity = generator.weights_sha256
-    lowered = copy.deepcopy(generator)
-    assert lowered.weights_sha256 == identity
+    lowered = copied(generator)
     for module in lowered.modules():
-        if isinstance(module, nn.Sequential):
+        # Not a class made from it, which may do something else between the two.
+        if type(module) is nn.Sequential:
             for place in range(len(module) - 1):
                 first, second = module[place], module[place + 1]
                 if _applies(first, second):

@@ -62,6 +62,9 @@ def fetch(
 
 def _fetch(download: Download, part: Path, advance: Callable[[int, int], None], timeout_s: float) -> None:
     continued = part.exists()
+    if continued and download.size is None and _check(download, part) is None:
+        # Where the zoo does not know the size, only the hash tells a whole file from half of one.
+        return
     if not (continued and part.stat().st_size == download.size):
         _stream(download, part, advance, timeout_s)
     problem = _check(download, part)
@@ -128,7 +131,7 @@ def _open(download: Download, start: int, timeout_s: float) -> http.client.HTTPR
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            # There is nothing after what we hold: it is whole, or of another file. Its hash will tell.
+            # There is nothing after what we hold, and it is not the whole file: it is of another.
             return _open(download, 0, timeout_s)
         raise DownloadError(_refusal(download, error.code)) from error
     except urllib.error.URLError as error:
@@ -138,6 +141,11 @@ def _open(download: Download, start: int, timeout_s: float) -> http.client.HTTPR
     offset = response.headers.get("Content-Range", "").partition("-")[0]
     if response.status == HTTPStatus.PARTIAL_CONTENT and offset != f"bytes {start}":
         response.close()
+        if not start:
+            raise DownloadError(
+                f"{download.address} sends a part of the file though all of it was asked for. "
+                "Try again later, or download it in a browser and pass it as --from FILE."
+            )
         return _open(download, 0, timeout_s)
     return response
 

@@ -10,7 +10,6 @@ import pytest
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 FILES = sorted(RESULTS.glob("*.json"))
-SUITES = ["traverse-raw", "traverse-files", "traverse-memory"]
 KEYS = {"schema", "suite", "machine", "environment", "commit", "dirty", "settings", "rows"}
 MACHINE = {"processor", "cores", "memory_gib", "bf16_unit", "system", "gpu"}
 ROW = {
@@ -38,10 +37,11 @@ def _refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")
 
 
-@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("suite", SETTINGS)
 def test_every_suite_has_a_result(suite: str) -> None:
     found = [path for path in FILES if path.name.startswith(f"{suite}--")]
-    assert found, f"run: python benchmarks/traverse.py {suite.removeprefix('traverse-')}"
+    script, _, part = suite.partition("-")
+    assert found, f"run: python benchmarks/{script}.py {part}"
 
 
 @every_result

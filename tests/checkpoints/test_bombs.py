@@ -3,8 +3,11 @@
 import io
 import struct
 import time
+import tracemalloc
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,16 @@ from fastdirs.checkpoints import read_checkpoint
 from fastdirs.errors import CheckpointError
 
 WEIGHT = torch.arange(8.0)
+
+
+@contextmanager
+def memory_below(limit: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def text(value: str) -> bytes:
@@ -82,6 +95,35 @@ def test_long_names(pickles: Any) -> None:
     chain = b"cbuiltins\ngetattr\n\x940" + b"h\x00" * 2000 + b"ctorch\nA\n" + (text("b") + b"\x86R") * 2000
     with pytest.raises(CheckpointError, match=r"name has \d+ characters"):
         read_checkpoint(pickles.raw(b"\x80\x04" + chain + b"."))
+
+
+def test_more_globals_than_any(pickles: Any) -> None:
+    names = b"".join(b"cmodule%s\nname%06d\n0" % (b"a" * 200, number) for number in range(150_000))
+    path = pickles.raw(b"\x80\x04" + names + b"N.")
+    with (
+        memory_below(150 * 2**20),
+        pytest.raises(CheckpointError, match=r"names more than 100000 globals.*Ask its author"),
+    ):
+        read_checkpoint(path)
+
+
+def zip_of(count: int, name_length: int) -> bytes:
+    """A zip container that only lists files."""
+    entry = b"PK\x01\x02" + struct.pack("<4B4HL2L5H2L", 20, 3, 20, *[0] * 8, name_length, *[0] * 6)
+    directory = b"".join(entry + b"%0*d" % (name_length, number) for number in range(count))
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count % 2**16, count % 2**16, len(directory), 4, 0)
+    return b"PK\x03\x04" + directory + end
+
+
+@pytest.mark.parametrize(("count", "name_length"), [(150_000, 6), (20_000, 1000)])
+def test_zip_containers_that_list_more_than_any(tmp_path: Path, count: int, name_length: int) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(zip_of(count, name_length))
+    with memory_below(50 * 2**20), pytest.raises(CheckpointError, match="lists more files than any"):
+        read_checkpoint(path)
+    path.write_bytes(zip_of(100, name_length))
+    with pytest.raises(CheckpointError, match="holds no torch checkpoint"):
+        read_checkpoint(path)
 
 
 def test_bytes_that_are_read_as_a_file_again_and_again(pickles: Any) -> None:

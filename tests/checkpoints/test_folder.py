@@ -25,6 +25,10 @@ needs_fixtures = pytest.mark.skipif(
 STATE = {"weight": torch.arange(4.0)}
 
 
+class Losses:
+    """Somebody's own class, which an artefact of training holds."""
+
+
 def folder(path: Path, weights: str, settings: str = "", content: object = None) -> Path:
     torch.save(STATE, path / weights)
     if settings:
@@ -61,11 +65,20 @@ def test_weights_in_another_format_under_the_same_name(tmp_path: Path) -> None:
 def test_biggan_with_its_training_state(tmp_path: Path) -> None:
     path = folder(tmp_path, "G_ema.pth")
     assert read_checkpoint(path).settings == {}
-    state = {"itr": 5, "config": {"resolution": 32, "G_activation": nn.ReLU(), "best_FID": 1.5, "hier": True}}
+    state = {
+        "itr": 5,
+        "config": {
+            "resolution": 32,
+            "G_activation": nn.ReLU(),
+            "losses": Losses(),
+            "best_FID": 1.5,
+            "hier": True,
+        },
+    }
     torch.save(state, path / "state_dict.pth")
     read = read_checkpoint(path)
     assert read.settings == {"resolution": 32, "best_FID": 1.5, "hier": True}
-    assert read.foreign == ("torch.nn.modules.activation.ReLU",)
+    assert read.foreign == (f"{__name__}.Losses",)
     (path / "generator_config.json").write_text('{"resolution": 64}')
     assert read_checkpoint(path).settings["resolution"] == 64
     survey = FORMATS.load("folder").survey

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdirs.checkpoints import read_checkpoint, recognise
+from fastdirs.checkpoints import FORMATS, read_checkpoint, recognise
 from fastdirs.errors import CheckpointError, UnknownNameError
 
 FIXTURES = Path(
@@ -22,6 +22,7 @@ needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(),
     reason=f"needs the checkpoints of the original projects in {FIXTURES} (FASTDIRS_FIXTURES)",
 )
+RECONSTRUCT = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
 WEIGHT, OTHER = torch.arange(6.0).reshape(2, 3), torch.zeros(2, 3)
 
 
@@ -131,6 +132,56 @@ def test_arrays_of_dill_and_of_every_numpy(pickles: Any, core: str) -> None:
     scalar = named(core, "scalar")(kind, np.float32(2.5).tobytes())
     read = read_checkpoint(pickles.write({"array": array, "scalar": scalar}))
     assert (read.tensors["array"].tolist(), read.settings, read.foreign) == ([1, 2, 3], {"scalar": 2.5}, ())
+
+
+@pytest.mark.parametrize("axes", [(1, 0, 2), (1, 2, 0), (2, 1, 0)])
+def test_arrays_of_numpy_2_4_with_axes_in_any_order(pickles: Any, axes: tuple[int, ...]) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    kind = pickles.named("numpy", "dtype")("f4", False, True, state=(3, "<", None, None, None, -1, -1, 0))
+    make = pickles.named("numpy._core.numeric", "_frombuffer")
+    stored = {"weight": make(bytearray(array.tobytes()), kind, array.shape, "K", axes)}
+    read = read_checkpoint(pickles.write(stored, 5))
+    assert (read.tensors["weight"].tolist(), read.foreign) == (array.transpose(axes).tolist(), ())
+    for wrong in ((0, 1), (0, 0, 1), (0, 1, 3), "210"):
+        stored = {"weight": make(bytearray(array.tobytes()), kind, array.shape, "K", wrong)}
+        with pytest.raises(CheckpointError, match=r"_frombuffer has a list of axes"):
+            read_checkpoint(pickles.write(stored, 5))
+
+
+def test_an_argument_that_cannot_be_read_leaves_a_mark(pickles: Any) -> None:
+    unknown = pickles.named("mylab.ops", "Filter")(3)
+    kwargs = {"z_dim": 4, "filter": unknown, "synthesis": {"gain": float("nan"), "list": [1, unknown]}}
+    survey = FORMATS.load("pickle_file").survey
+    assert survey is not None
+    found = survey(pickles.write({"G_ema": pickles.network({"weight": WEIGHT}, _init_kwargs=kwargs)}))
+    mark = "(not readable)"
+    assert found.settings == {
+        "class_name": "Generator",
+        "z_dim": 4,
+        "filter": mark,
+        "synthesis": {"gain": mark, "list": [1, mark]},
+    }
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        RECONSTRUCT + b")}(X\x04\x00\x00\x00metaNu\x92",
+        RECONSTRUCT + b"]R",
+        RECONSTRUCT + b"K\x01R",
+        RECONSTRUCT + b")R",
+        RECONSTRUCT + b"]\x85R",
+    ],
+    ids=["NEWOBJ_EX", "list", "number", "no arguments", "no description"],
+)
+def test_networks_that_are_called_in_another_way(pickles: Any, call: bytes) -> None:
+    state = pickles.dumps({"_parameters": {}, "_modules": {}}, 2)[2:-1]
+    survey = FORMATS.load("pickle_file").survey
+    assert survey is not None
+    path = pickles.raw(b"\x80\x04" + call + state + b"b.")
+    assert (survey(path).part, survey(path).settings) == ("", {})
+    with pytest.raises(CheckpointError, match=r"has other arguments|without a description"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

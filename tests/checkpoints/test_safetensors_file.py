@@ -1,4 +1,5 @@
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,22 @@ def test_a_broken_header_is_an_error(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors", {HEADER: '{"kind": '})
     with pytest.raises(CheckpointError, match="broken safetensors file"):
         read_safetensors(tmp_path / "model.safetensors")
+
+
+def test_a_header_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "model.safetensors", {HEADER: "[" * 100_000})
+    with pytest.raises(CheckpointError, match="broken safetensors file"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+# As pickles of protocols 2 to 5 begin, and as web pages do.
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580, 0x3C20, 0x3C0A, 0x103C])
+def test_header_lengths_that_look_like_other_formats(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}).ljust(length)
+    path.write_bytes(struct.pack("<Q", length) + header.encode() + b"\1\2")
+    read = read_checkpoint(path)
+    assert (read.format, read.tensors["w"].tolist()) == ("safetensors_file", [1, 2])
 
 
 def test_truncated(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastdirs.discovery import discover, parse_settings
 from fastdirs.discovery.sefa import Settings, find
 from fastdirs.errors import SelectionError, UnknownNameError
-from fastdirs.generators import Factor, Generator
+from fastdirs.generators import GENERATORS, Factor, Generator
 from fastdirs.loading import load_generator
 from fastdirs.module_generator import ModuleGenerator
 
@@ -164,3 +164,28 @@ def test_settings_take_the_type_of_their_default() -> None:
 def test_settings_of_another_type(values: dict[str, str]) -> None:
     with pytest.raises(SelectionError, match=f"{next(iter(values))}="):
         parse_settings("m", Various, values)
+
+
+def test_layers_that_are_parts_of_z_are_factorised_each_for_itself() -> None:
+    config = {
+        "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5,
+        "shared_dim": 8, "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = GENERATORS.load("biggan").build(config)
+    assert generator.chunked
+    bank = discover(generator, "sefa", num_directions=4, layers=[0, 2])
+    edited = bank.directions.any(dim=2)
+    assert (edited.sum(dim=1) == 1).all(), "a direction edits one part of z alone"
+    assert set(edited.nonzero()[:, 1].tolist()) <= {0, 2}
+    for layer in (0, 2):
+        rows = torch.cat([f.weight.double() for f in generator.factors() if f.layer == layer])
+        rows = rows / rows.norm(dim=1, keepdim=True)
+        values, vectors = torch.linalg.eigh(rows.T @ rows)
+        for index in edited[:, layer].nonzero().flatten().tolist():
+            best = (values - bank.scores[index]).abs().argmin()
+            cosine = vectors[:, best].float() @ bank.directions[index, layer]
+            assert abs(float(cosine)) == pytest.approx(1, abs=1e-5)
+    # One standard normal coordinate, whatever the number of layers.
+    torch.testing.assert_close(bank.scales, torch.ones(4), rtol=0.1, atol=0)

@@ -154,10 +154,12 @@ def main(seed: int, rounds: int, paths: list[Path]) -> None:
     """Damage every file `rounds` times, load each, and print what went wrong as JSON."""
     from fastdirs.checkpoints import read_checkpoint
     from fastdirs.errors import FastdirsError
+    from fastdirs.inspection import inspect_file
     from fastdirs.loading import load_generator
 
     for path in paths:
         with suppress(FastdirsError):
+            inspect_file(path)
             load_generator(path)
     modules = set(sys.modules)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -176,6 +178,7 @@ def main(seed: int, rounds: int, paths: list[Path]) -> None:
                     read_checkpoint(target)
                     read += 1
                     # What can be read goes the whole way: the family, the architecture, the weights.
+                    inspect_file(target)
                     load_generator(target)
                 except FastdirsError as error:
                     str(error).encode()

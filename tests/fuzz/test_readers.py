@@ -17,10 +17,18 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fastdirs.generators import GENERATORS
+from fastdirs.loading import save_generator
+from fastdirs.manifest import Json
+
 FIXTURES = Path(
     os.environ.get("FASTDIRS_FIXTURES") or Path(__file__).parents[2].parent / "shared" / "fixtures"
 )
 MUTATIONS = Path(__file__).with_name("mutations.py")
+CONFIGS: dict[str, Json] = {
+    "sngan": {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5},
+    "stylegan2": {"z_dim": 8, "w_dim": 8, "channels": [8, 8, 6], "mapping_widths": [8, 8]},
+}
 _SUFFIXES = (".pkl", ".pt", ".pth", ".bin")
 needs_fixtures = pytest.mark.skipif(
     not FIXTURES.is_dir(),
@@ -42,7 +50,10 @@ def own(folder: Path) -> list[Path]:
     pickled = b"(dp0\nVweight\np1\ncnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
     state = b"(I1\n(I2\ntcnumpy\ndtype\n(Vf4\nI0\nI1\ntR(I3\nV<\nNNNI-1\nI-1\nI0\ntbI00\nVabcdefgh\ntbs."
     (folder / "arrays.pkl").write_bytes(pickled + state)
-    return sorted(folder.iterdir())
+    # As `fastdirs convert` writes them: the header says what to build.
+    for family, config in CONFIGS.items():
+        save_generator(GENERATORS.load(family).build(config), folder / f"{family}.safetensors")
+    return sorted(path for path in folder.iterdir() if path.suffix != ".json")
 
 
 def fuzz(seed: int, rounds: int, paths: Sequence[Path]) -> dict[str, Any]:
@@ -65,7 +76,7 @@ def fuzz(seed: int, rounds: int, paths: Sequence[Path]) -> dict[str, Any]:
 
 def test_own_files(tmp_path: Path) -> None:
     report = fuzz(seed=0, rounds=60, paths=own(tmp_path))
-    assert report["cases"] == 240
+    assert report["cases"] == 60 * (4 + len(CONFIGS))
     # Harmless damage is read: the mutations are not all so coarse that only the first bytes are tried.
     assert 0 < report["read"] < report["cases"]
 

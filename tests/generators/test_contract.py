@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from fastdirs.errors import ContractError, FastdirsError, SelectionError, ShapeError
 from fastdirs.generators import GENERATORS, Generator, State
-from fastdirs.generators.stylegan3 import published
 from fastdirs.loading import load_generator, save_generator
 from fastdirs.manifest import Json
 
@@ -59,30 +58,8 @@ MAKERS: dict[str, Callable[[Path, Callable[..., nn.Sequential]], Generator]] = {
     "onnx_graph": _onnx_graph,
     "toy": _toy,
 }
-# Or, where random weights give pictures that differ, the config of a small one.
-STYLEGAN2: Json = {"z_dim": 12, "w_dim": 12, "channels": [8, 8, 6], "mapping_widths": [12, 12]}
-CONFIGS: dict[str, Json] = {
-    "biggan": {
-        "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5,
-        "shared_dim": 8, "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
-    },
-    "biggan_deep": {
-        "widths": [32, 32, 16, 16], "doubles": [False, True, True], "attention": 2, "z_dim": 8,
-        "embedding_dim": 4, "classes": 6, "rows": 11, "eps": 1e-4,
-    },
-    "proggan": {"z_dim": 8, "widths": [8, 8, 6, 6], "img_channels": 3, "output": "tanh"},
-    "sngan": {"z_dim": 8, "widths": [8, 8, 6], "img_channels": 3, "eps": 1e-5},
-    "stylegan": {
-        "z_dim": 8, "w_dim": 8, "mapping_widths": [8, 8], "widths": [8, 8, 6, 6], "img_channels": 3,
-        "noise": "const", "output": "tanh",
-    },
-    "stylegan2": STYLEGAN2,
-    "stylegan3": {
-        **published("T", 32), "z_dim": 16, "w_dim": 16, "num_layers": 4, "num_critical": 1, "margin_size": 2,
-        "channels": [16, 16, 12, 8, 3],
-    },
-    "stylegan2 with classes": {**STYLEGAN2, "c_dim": 3, "embed_dim": 12},
-}  # fmt: skip
+# Or, where random weights give pictures that differ, the config of a small one; variants have a longer name.
+CONFIGS: dict[str, Json] = json.loads(Path(__file__).with_name("configs.json").read_text())
 
 
 @pytest.fixture(scope="module", params=sorted({*GENERATORS.names(), *CONFIGS}))

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fastdirs.errors import CheckpointError, FastdirsError, UnknownNameError
-from fastdirs.generators import Generator
+from fastdirs.generators import GENERATORS, Generator
 from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator
 
@@ -193,6 +193,8 @@ def test_odd_kernels_leave_a_doubt_that_strides_settle(
         ({"eps": "small"}, "eps='small'"),
         ({"eps": "nan"}, "eps='nan'"),
         ({"eps": "-1"}, "eps='-1'"),
+        ({"eps": "0"}, "eps='0' is out of range. Expected a number from 1e-12"),
+        ({"eps": "1e-13"}, "eps='1e-13' is out of range"),
     ],
 )
 def test_bad_option_values(
@@ -327,8 +329,20 @@ def test_tensors_that_a_dcgan_does_not_have(random_dcgan: Build, tmp_path: Path,
 def test_values_that_are_not_finite(random_dcgan: Build, tmp_path: Path, name: str, value: float) -> None:
     state = {key: tensor.clone() for key, tensor in random_dcgan().state_dict().items()}
     state[name].view(-1)[3] = value
-    with pytest.raises(CheckpointError, match="NaN or infinite values"):
+    with pytest.raises(CheckpointError, match=r"NaN or infinite values|such as -inf"):
         load(tmp_path, state)
+
+
+def test_a_negative_variance(random_dcgan: Build, tmp_path: Path) -> None:
+    state = {key: tensor.clone() for key, tensor in random_dcgan().state_dict().items()}
+    state["1.running_var"][2] = -1
+    with pytest.raises(CheckpointError, match=r"negative values in '1.running_var', such as -1"):
+        load(tmp_path, state)
+
+
+def test_the_part_to_take_is_no_option_of_the_family() -> None:
+    """Loading takes "key" before any family sees it."""
+    assert "key" not in GENERATORS.load("dcgan").options
 
 
 def test_spectral_norm_is_not_mistaken_for_something_else(tmp_path: Path) -> None:

@@ -9,8 +9,20 @@ from torch import Tensor
 
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError, UnknownNameError
-from fastdirs.generators import GENERATORS
-from fastdirs.generators._layout import built, chosen, count_of, fill, number, shape_of
+from fastdirs.generators import GENERATORS, built
+from fastdirs.generators._layout import (
+    check_channels,
+    check_grown,
+    check_known,
+    check_positive,
+    check_settings,
+    chosen,
+    count_of,
+    fill,
+    number,
+    provenance_of,
+    shape_of,
+)
 from fastdirs.generators.toy import Toy
 
 HIDDEN, AVERAGE = "stages.0.hidden.weight", "stages.0.average.weight"
@@ -98,6 +110,65 @@ def test_count_of_is_not_led_astray_by_a_huge_number() -> None:
     checkpoint = _checkpoint({name: torch.zeros(1) for name in names})
     assert count_of(checkpoint, r"convs\.(\d+)\.weight") == 2
     assert count_of(checkpoint, r"absent\.(\d+)") == 0
+
+
+def test_what_is_superfluous_is_not_to_be_taken_out() -> None:
+    """A tensor that no picture depends on is listed; any other may be a part of the computation."""
+    tensors = {**_toy_tensors(toy := Toy(16)), "c": torch.zeros(2)}
+    with pytest.raises(
+        CheckpointError, match="Report it with this name, or choose another --family"
+    ) as caught:
+        fill(toy, _checkpoint(tensors), SOURCES, [r".*\.kernel"])
+    assert "Take the tensors out" not in str(caught.value)
+
+
+def test_a_generator_is_named_after_its_folder_or_file(tmp_path: Path) -> None:
+    for path, name in ((tmp_path / "net.v2.pt", "net.v2"), (tmp_path, tmp_path.name)):
+        checkpoint = Checkpoint(path=path, format="torch_file", tensors={}, sha256="")
+        found = provenance_of(checkpoint, ["eps=1e-05"])
+        assert (found.name, found.source, found.assumed) == (name, path.name, ("eps=1e-05",))
+
+
+def test_pictures_are_grey_or_rgb() -> None:
+    for channels in (1, 3):
+        check_channels(_checkpoint({}), channels)
+    with pytest.raises(CheckpointError, match=r"makes images of 4 channels. Expected 1 .* or 3"):
+        check_channels(_checkpoint({}), 4)
+
+
+def test_settings_beside_the_weights_are_compared() -> None:
+    settings = {"z_dim": 128, "hier": True, "layers": [1, 2]}
+    checkpoint = Checkpoint(path=Path("net"), format="folder", tensors={}, settings=settings, sha256="")
+    check_settings(checkpoint, {**settings, "unsaid": 7})
+    for name, value in (("z_dim", 64), ("hier", False), ("layers", [1, 3])):
+        with pytest.raises(CheckpointError) as caught:
+            check_settings(checkpoint, {**settings, name: value})
+        assert f"says {name}={settings[name]!r}, but its tensors are those of {name}={value!r}" in str(
+            caught.value
+        )
+
+
+def test_impossible_values_are_named() -> None:
+    checkpoint = _checkpoint({"a.var": torch.tensor([0.0, 1.0]), "b.var": torch.tensor([2.0, -1.0])})
+    check_positive(checkpoint, r"a\.var", zero=True)
+    check_positive(checkpoint, r"var")
+    with pytest.raises(CheckpointError, match=r"zero or less in 'a.var', such as 0: the file is damaged"):
+        check_positive(checkpoint, r".*\.var")
+    with pytest.raises(CheckpointError, match=r"negative values in 'b.var', such as -1"):
+        check_positive(checkpoint, r".*\.var", zero=True)
+
+
+def test_layers_that_are_not_in_use_yet() -> None:
+    check_grown(_checkpoint({}), "lod")
+    check_grown(_checkpoint({"lod": torch.zeros(())}), "lod")
+    with pytest.raises(CheckpointError, match=r"has a.lod=1.5: its training ended before .* with a.lod=0"):
+        check_grown(_checkpoint({"a.lod": torch.tensor([1.5])}), "a.lod")
+
+
+def test_known_values() -> None:
+    check_known("noise", "none", ["const", "none"])
+    with pytest.raises(UnknownNameError, match=r"no noise 'nome'. Did you mean 'none'"):
+        check_known("noise", "nome", ["const", "none"])
 
 
 def test_chosen_notes_what_nobody_said() -> None:

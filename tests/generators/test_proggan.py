@@ -136,7 +136,7 @@ def test_files_with_a_scale_for_each_layer(widths: tuple[int, ...], channels: in
 def test_files_of_genforce(widths: tuple[int, ...], channels: int, fused: bool, tmp_path: Path) -> None:
     state = genforce_state(widths, channels, fused)
     generator = load(tmp_path, state, fused_scale="all" if fused else "none")
-    assert generator.provenance.assumed == ("output=linear",)
+    assert generator.provenance.assumed == ("output=linear", "label_size=0")
     assert_images(generator, genforce_images(state, sample_z(range(3), Z_DIM), fused))
 
 
@@ -144,7 +144,7 @@ def test_files_of_genforce(widths: tuple[int, ...], channels: int, fused: bool, 
 def test_a_doubling_layer_that_changes_the_width_tells_how_it_doubles(fused: bool, tmp_path: Path) -> None:
     state = genforce_state((8, 8, 6, 6), 3, fused)
     generator = load(tmp_path, state)
-    assert generator.provenance.assumed == ("output=linear",)
+    assert generator.provenance.assumed == ("output=linear", "label_size=0")
     assert_images(generator, genforce_images(state, sample_z(range(3), Z_DIM), fused))
     with pytest.raises(CheckpointError, match=r"'layer2.weight' of shape"):
         load(tmp_path, state, fused_scale="none" if fused else "all")
@@ -152,9 +152,9 @@ def test_a_doubling_layer_that_changes_the_width_tells_how_it_doubles(fused: boo
 
 def test_what_the_file_cannot_tell_is_assumed(tmp_path: Path) -> None:
     state = genforce_state((8, 8, 8, 8))
-    assert load(tmp_path, state).provenance.assumed == ("output=linear", "fused_scale=none")
+    assert load(tmp_path, state).provenance.assumed == ("output=linear", "label_size=0", "fused_scale=none")
     settled = load(tmp_path, state, output="tanh", fused_scale="none")
-    assert settled.provenance.assumed == ()
+    assert settled.provenance.assumed == ("label_size=0",)
     assert_images(settled, torch.tanh(genforce_images(state, sample_z(range(3), Z_DIM))))
     with pytest.raises(UnknownNameError, match="'some'"):
         load(tmp_path, state, fused_scale="some")
@@ -257,6 +257,23 @@ def test_only_the_direction_of_z_counts(tmp_path: Path) -> None:
     generator = load(tmp_path, features_state())
     z = sample_z(range(2), Z_DIM)
     torch.testing.assert_close(generator.synthesis(generator.mapping(z)), generator.synthesis(z[:, None] * 5))
+
+
+def test_psi_changes_nothing_and_that_is_said(tmp_path: Path) -> None:
+    generator, z = load(tmp_path, features_state()), sample_z(range(2), Z_DIM)
+    images = [generator.synthesis(generator.mapping(z, psi=psi)) for psi in (1.0, 0.3)]
+    torch.testing.assert_close(*images)
+    family = GENERATORS.load("proggan")
+    assert "psi changes nothing" in family.summary
+    assert "truncation changes nothing" in str(type(generator).__doc__)
+    # Loading takes "key" before any family sees it.
+    assert "key" not in family.options
+
+
+def test_a_scale_is_positive(tmp_path: Path) -> None:
+    state = {**features_state(), "features.2.wscale.scale": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"values of zero or less in 'features.2.wscale.scale'"):
+        load(tmp_path, state)
 
 
 def test_images_are_not_clipped(tmp_path: Path) -> None:

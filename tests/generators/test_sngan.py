@@ -103,6 +103,11 @@ def test_found_without_being_named(tmp_path: Path) -> None:
     assert (generator.provenance.name, generator.provenance.source) == ("any", "any.pt")
 
 
+def test_the_part_to_take_is_no_option_of_the_family() -> None:
+    """Loading takes "key" before any family sees it."""
+    assert "key" not in GENERATORS.load("sngan").options
+
+
 def test_the_list_of_layers_alone(tmp_path: Path) -> None:
     network = original()
     assert_same_images(load(tmp_path, network.state_dict()), network)
@@ -123,8 +128,9 @@ def test_eps_is_assumed_or_settled(tmp_path: Path) -> None:
     settled = load(tmp_path, state_of(other), eps="1e-2")
     assert settled.provenance.assumed == ()
     assert_same_images(settled, other)
-    with pytest.raises(CheckpointError, match="eps='often' is out of range"):
-        load(tmp_path, state_of(other), eps="often")
+    for eps in ("often", "0", "1e-13"):
+        with pytest.raises(CheckpointError, match=f"eps='{eps}' is out of range"):
+            load(tmp_path, state_of(other), eps=eps)
     with pytest.raises(UnknownNameError, match="epsilon"):
         load(tmp_path, state_of(other), epsilon="1e-5")
 
@@ -162,7 +168,7 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_a_negative_variance(tmp_path: Path) -> None:
     state = state_of(original())
     state["model.3.model.4.running_var"][1] = -0.1
-    with pytest.raises(CheckpointError, match=r"negative variances in 'model.3.model.4.running_var'"):
+    with pytest.raises(CheckpointError, match=r"negative values in 'model.3.model.4.running_var'"):
         load(tmp_path, state)
 
 

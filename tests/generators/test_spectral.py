@@ -17,6 +17,7 @@ from fastdirs.generators._spectral import (
     SpectralLinear,
     check_norms,
     double,
+    normalised_weight,
     power_step,
     scale_and_offset,
 )
@@ -222,3 +223,12 @@ def test_weights_of_zero_cannot_be_normalised() -> None:
         CheckpointError, match=r"G_ema.pth holds 'blocks.0.0.conv2.weight' whose .* norm is 0"
     ):
         check_norms(generator, sources, Path("G_ema.pth"))
+
+
+@layers
+@kinds
+def test_the_folded_layer_multiplies_by_the_same(name: str, eps: float | None) -> None:
+    layer = made(name, eps)
+    weight = normalised_weight(layer)
+    assert torch.equal(weight, normalised_weight(layer.folded()))
+    assert torch.equal(weight, (layer.weight.double() / layer.sigma).float()[: layer.kept])

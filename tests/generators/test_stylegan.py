@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdirs.discovery import discover
@@ -198,6 +198,44 @@ def test_random_noise_is_drawn_for_each_image(tmp_path: Path) -> None:
     assert not torch.allclose(images[0][0], images[0][1], atol=1e-3)
 
 
+def test_options_say_what_they_do() -> None:
+    options = GENERATORS.load("stylegan").options
+    assert "key" not in options
+    assert "same seed gives different pictures" in options["noise"]
+
+
+def test_blurs_that_no_file_holds_are_the_published_ones(tmp_path: Path) -> None:
+    state = state_of()
+    bare = load(tmp_path, {name: tensor for name, tensor in state.items() if "blur" not in name})
+    whole = load(tmp_path, state)
+    assert "blur_kernel=1,2,1" in bare.provenance.assumed
+    assert bare.config == whole.config
+    assert bare.weights_sha256 == whole.weights_sha256
+    small = load(tmp_path, state_of((6, 6)))
+    assert not any(note.startswith("blur") for note in (*whole.provenance.assumed, *small.provenance.assumed))
+
+
+class Mapping(nn.Module):
+    """z to latents, as a module."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.generator.map_z(z, None)
+
+
+@pytest.mark.parametrize("repeat_w", [True, False])
+def test_the_mapping_is_exported_with_any_batch(repeat_w: bool, tmp_path: Path) -> None:
+    generator = load(tmp_path, state_of(repeat_w=repeat_w))
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Mapping(generator), (Z,), dynamic_shapes=({0: batch},))
+    for count in (1, 5):
+        z = sample_z(range(count), Z_DIM)
+        assert_close(program.module()(z), generator.map_z(z, None))
+
+
 def test_written_and_read_again(tmp_path: Path) -> None:
     generator = load(tmp_path, state_of(), fused_scale="all")
     latents = generator.mapping(Z)
@@ -248,11 +286,15 @@ def test_a_superfluous_tensor_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("mapping.label_weight", torch.zeros(4, Z_DIM), "label_size > 0"),
-        ("synthesis.layer0.weight", torch.zeros(8, W_DIM, 4, 4), "const_input=False"),
-        ("synthesis.layer1.apply_noise.weight", torch.zeros(4, 4), "noise_type='channel'"),
+        ("mapping.label_weight", torch.zeros(4, Z_DIM), "label_size > 0.*--generator"),
+        ("synthesis.layer0.weight", torch.zeros(8, W_DIM, 4, 4), "const_input=False.*--generator"),
+        ("synthesis.layer1.apply_noise.weight", torch.zeros(4, 4), "noise_type='channel'.*--generator"),
         ("synthesis.lod", torch.tensor(2.0), "synthesis.lod=2: its training ended before"),
-        ("synthesis.layer2.blur.kernel", torch.randn(6, 1, 3, 3), "blurs each channel in another way"),
+        (
+            "synthesis.layer2.blur.kernel",
+            torch.randn(6, 1, 3, 3),
+            "blurs each channel in another way.*Download",
+        ),
         ("synthesis.layer6.bias", torch.zeros(4), "holds 7 layers"),
         ("synthesis.layer99.bias", torch.zeros(4), "'synthesis.layer99.bias', which is no part"),
     ],
@@ -272,7 +314,7 @@ def test_files_that_are_no_stylegan(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="images of 2 channels"):
         load(tmp_path, state_of(channels=2))
     deep = {f"synthesis.layer{index}.bias": torch.zeros(1) for index in range(40)}
-    with pytest.raises(CheckpointError, match=r"holds 40 layers .* at most 22"):
+    with pytest.raises(CheckpointError, match=r"holds 40 layers .* at most 22.*Download"):
         load(tmp_path, {**state_of(), **deep})
     with pytest.raises(CheckpointError, match="holds 0 layers"):
         load(tmp_path, {"something": torch.zeros(3)})

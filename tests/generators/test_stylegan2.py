@@ -255,6 +255,21 @@ def test_a_mean_of_samples_is_made_anew_and_is_no_weight(tmp_path: Path) -> None
     assert torch.equal(load_generator(tmp_path / "model.safetensors").latent_mean, generator.latent_mean)
 
 
+@pytest.mark.parametrize("classes", [{}, {"c_dim": 4, "embed_dim": 5}], ids=["plain", "classes"])
+def test_a_mean_of_samples_is_made_where_the_generator_lies(classes: dict[str, int]) -> None:
+    config = {"z_dim": 10, "w_dim": 12, "channels": [9, 8], "mapping_widths": [11, 12], **classes}
+    with torch.device("meta"):
+        generator = GENERATORS.load("stylegan2").build({**config, "latent_mean": "of 4096 samples"})
+    assert generator.latent_mean.device.type == "meta"
+    generator.load_state_dict(generator.state_dict())
+
+
+def test_options_say_what_they_do() -> None:
+    options = GENERATORS.load("stylegan2").options
+    assert "key" not in options
+    assert "same seed gives different pictures" in options["noise"]
+
+
 def test_published_networks_are_the_usual_ones() -> None:
     assert published(1024)["channels"] == [512, 512, 512, 512, 512, 256, 128, 64, 32]
     config = published(16, channel_base=64, channel_max=8, w_dim=16, mapping_layers=2)

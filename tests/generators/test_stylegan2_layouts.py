@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from fastdirs.checkpoints import Checkpoint
 from fastdirs.errors import CheckpointError
 from fastdirs.generators import GENERATORS, Generator
-from fastdirs.loading import load_generator
+from fastdirs.generators._resample import binomial
+from fastdirs.loading import load_generator, save_generator
 
 FIXTURES = Path(os.environ.get("FASTDIRS_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
 FAMILY = GENERATORS.load("stylegan2")
@@ -118,6 +120,9 @@ def genforce(generator: Generator) -> Tensors:
             f"mapping.dense{i}.{leaf}": get(f"mapping_network.layers.{i}.{leaf}")
             for leaf in ("weight", "bias")
         }
+    if generator.c_dim:
+        for leaf in ("weight", "bias"):
+            made[f"mapping.LabelEmbed.{leaf}"] = get(f"mapping_network.embed.{leaf}")
     for n in layers:
         old, new = f"stages.{n}.convolution.", f"synthesis.layer{n}."
         made |= {new + leaf: get(old + leaf) for leaf in ("bias", "noise_strength")}
@@ -178,6 +183,7 @@ def read(tensors: Mapping[str, Tensor], settings: object = None, **options: str)
     return FAMILY.infer(checkpoint, options)
 
 
+MEANS = ("mapping.w_avg", "latent_avg", "truncation.w_avg", "dlatent_avg")
 ADA = {"class_name": "Generator", "synthesis_kwargs": {"channel_base": 512, "num_fp16_res": 4}}
 SCALED = {"style_offset": 1.0, "eps_by_fan_in": True}
 CASES = {
@@ -188,6 +194,7 @@ CASES = {
     "nvidia-4-pixels": (nvidia, {"channels": [5]}, ADA),
     "rosinality": (rosinality, {"eps_by_fan_in": True, "filter_gain": 1.0}, None),
     "genforce": (genforce, {**SCALED, "filter_gain": 1.0, "mapping_widths": [12]}, None),
+    "genforce-classes": (genforce, {**SCALED, "filter_gain": 1.0, "c_dim": 3, "embed_dim": 10}, None),
     "genforce-orig": (genforce, {**SCALED, "filter_gain": 1.0, "architecture": "orig"}, None),
     "tensorflow": (tensorflow, SCALED, None),
     "tensorflow-classes": (tensorflow, {**SCALED, "c_dim": 3, "embed_dim": 5}, None),
@@ -228,7 +235,7 @@ def test_a_w_for_each_layer_has_a_mean_for_each() -> None:
 def test_every_missing_tensor_is_named(write: Callable[[Generator], Tensors]) -> None:
     tensors = write(network())
     for name in tensors:
-        if name == "latent_avg" or (write is nvidia and name.endswith("resample_filter")):
+        if name in MEANS or (write is nvidia and name.endswith("resample_filter")):
             continue
         with pytest.raises(CheckpointError, match="incomplete") as error:
             read({other: tensor for other, tensor in tensors.items() if other != name})
@@ -246,6 +253,80 @@ def test_every_misshapen_tensor_is_refused(write: Callable[[Generator], Tensors]
                 read({**tensors, name: wrong})
 
 
+@pytest.mark.parametrize(
+    ("write", "c_dim"),
+    [(nvidia, 0), (nvidia, 3), (rosinality, 0), (genforce, 0), (genforce, 3), (tensorflow, 3)],
+)
+def test_a_mean_that_no_file_holds_is_that_of_samples(
+    write: Callable[[Generator], Tensors], c_dim: int
+) -> None:
+    tensors = write(network(c_dim=c_dim, embed_dim=10 if c_dim else 0))
+    generator = read({name: tensor for name, tensor in tensors.items() if name not in MEANS})
+    assert generator.config["latent_mean"] == "of 4096 samples"
+    assert "latent_mean=of 4096 samples" in generator.provenance.assumed
+    z = torch.randn(6000, generator.z_dim, generator=torch.Generator().manual_seed(0))
+    classes = torch.eye(c_dim).repeat(2000, 1) if c_dim else None
+    made = generator.map_z(z, classes)
+    error = (generator.latent_mean - made.mean(dim=0)).abs()
+    assert (error < 0.1 * made.std(dim=0)).all()
+
+
+def test_noise_that_no_file_holds_is_that_of_a_seed(tmp_path: Path) -> None:
+    whole = rosinality(network())
+    tensors = {name: tensor for name, tensor in whole.items() if not name.startswith("noises.")}
+    generator = read(tensors)
+    assert "noises=of seed 0" in generator.provenance.assumed
+    assert "noises=of seed 0" not in read(whole).provenance.assumed
+    state, random = generator.state_dict(), np.random.RandomState(0)
+    for layer in range(7):
+        noise = state[f"stages.{layer}.convolution.noise"]
+        assert torch.equal(noise, torch.from_numpy(random.randn(*noise.shape)).float())
+    save_generator(generator, tmp_path / "own.safetensors")
+    assert load_generator(tmp_path / "own.safetensors").weights_sha256 == generator.weights_sha256
+    with pytest.raises(CheckpointError, match=r"'noises\.noise_0' is missing"):
+        read({**tensors, "noises.noise_3": whole["noises.noise_3"]})
+
+
+@pytest.mark.parametrize(
+    ("write", "settings"),
+    [
+        (nvidia, {}),
+        (nvidia, {"architecture": "resnet"}),
+        (rosinality, {"eps_by_fan_in": True, "filter_gain": 1.0}),
+        (genforce, {**SCALED, "filter_gain": 1.0}),
+    ],
+    ids=["nvidia", "nvidia-resnet", "rosinality", "genforce"],
+)
+def test_filters_that_no_file_holds_are_the_published_ones(
+    write: Callable[[Generator], Tensors], settings: dict[str, object]
+) -> None:
+    generator = network(**settings)
+    published = binomial((1, 3, 3, 1)) * (4 / generator.config["filter_gain"])
+    state = generator.state_dict()
+    generator.load_state_dict({name: published if name.endswith("taps") else t for name, t in state.items()})
+    whole = write(generator)
+    filters = [name for name in whole if name.endswith(("resample_filter", "kernel"))]
+    bare = {name: tensor for name, tensor in whole.items() if name not in filters}
+    said = ADA if write is nvidia else None
+    found = read(bare, said)
+    assert found.config == {**generator.config, "filter_gain": 4.0}
+    assert "resample_kernel=1,3,3,1" in found.provenance.assumed
+    assert not any(note.startswith("resample_kernel") for note in read(whole, said).provenance.assumed)
+    latents = torch.randn(2, generator.num_layers, generator.dim, generator=torch.Generator().manual_seed(0))
+    images = read(whole, said).synthesis(latents)
+    torch.testing.assert_close(found.synthesis(latents), images, rtol=1e-4, atol=1e-3)
+    with pytest.raises(CheckpointError, match=r"(resample_filter|kernel)' is missing"):
+        read({**bare, filters[-1]: whole[filters[-1]]})
+
+
+def test_a_filter_that_the_settings_name_is_taken() -> None:
+    bare = {name: tensor for name, tensor in nvidia(network()).items() if "resample_filter" not in name}
+    said = {"class_name": "Generator", "synthesis_kwargs": {"resample_filter": [1, 2, 1]}}
+    found = read(bare, said)
+    assert found.config["resample_kernel"] == [1.0, 2.0, 1.0]
+    assert not any(note.startswith("resample_kernel") for note in found.provenance.assumed)
+
+
 def test_a_superfluous_tensor_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"holds 'synthesis\.b32\.attention'"):
         read({**nvidia(network()), "synthesis.b32.attention": torch.ones(1)})
@@ -260,13 +341,13 @@ def test_a_superfluous_tensor_is_named() -> None:
     ],
 )
 def test_tensorflow_variants_are_refused_by_name(name: str, reason: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}'.*{reason}.*not support"):
+    with pytest.raises(CheckpointError, match=f"'{name}'.*{reason}.*not support.*--generator"):
         read({**tensorflow(network()), name: torch.ones(1)})
 
 
 @pytest.mark.parametrize("name", ["mapping.label_weight", "synthesis.early_layer.weight"])
 def test_genforce_variants_are_refused_by_name(name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}'.*not support"):
+    with pytest.raises(CheckpointError, match=f"'{name}'.*not support.*--generator"):
         read({**genforce(network()), name: torch.ones(1)})
 
 

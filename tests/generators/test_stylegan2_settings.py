@@ -99,14 +99,32 @@ def test_the_clamp_is_the_one_that_the_file_means(kind: str, settings: Json, cla
 
 def test_a_clamp_that_nobody_names_is_an_option() -> None:
     assert read("nvidia").config["conv_clamp"] == 256
-    assert read("nvidia").provenance.assumed == ("conv_clamp=256",)
+    assert "conv_clamp=256" in read("nvidia").provenance.assumed
     assert read("nvidia", conv_clamp="2.5").config["conv_clamp"] == 2.5
     assert read("nvidia", conv_clamp="none").config["conv_clamp"] is None
-    assert read("nvidia", conv_clamp="none").provenance.assumed == ()
-    assert read("rosinality", conv_clamp="2").config["conv_clamp"] == 2
+    assert read("tensorflow", conv_clamp="2").config["conv_clamp"] == 2
     assert "conv_clamp=none" in read("tensorflow").provenance.assumed
+    for kind in ("nvidia", "tensorflow"):
+        settled = read(kind, conv_clamp="none")
+        assert settled.config["conv_clamp"] is None
+        assert not any(note.startswith("conv_clamp") for note in settled.provenance.assumed)
     with pytest.raises(CheckpointError, match="conv_clamp='-1' is out of range"):
         read("nvidia", conv_clamp="-1")
+
+
+@pytest.mark.parametrize("kind", ["rosinality", "genforce"])
+@pytest.mark.parametrize("clamp", ["2", "none"])
+def test_networks_that_never_clamp_take_no_such_option(kind: str, clamp: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{kind} file.*never clipped.*Leave the option conv_clamp out"):
+        read(kind, conv_clamp=clamp)
+
+
+def test_what_a_bare_state_dict_does_not_say_is_recorded() -> None:
+    assert set(read("nvidia").provenance.assumed) == {
+        "conv_clamp=256", "activation=lrelu", "lr_multiplier=0.01"
+    }  # fmt: skip
+    assert {"nonlinearity=lrelu", "mapping_lrmul=0.01"} <= set(read("tensorflow").provenance.assumed)
+    assert read("nvidia", nvidia({"conv_clamp": 1})).provenance.assumed == ()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +148,7 @@ def test_a_clamp_that_nobody_names_is_an_option() -> None:
     ],
 )
 def test_what_would_change_the_picture_is_refused_by_name(kind: str, settings: Json, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=f"{message}.*(--generator|[Dd]ownload)"):
         read(kind, settings)
 
 

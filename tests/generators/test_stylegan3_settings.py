@@ -118,9 +118,14 @@ def test_a_bare_state_dict_leaves_three_settings_to_options() -> None:
     read = infer(held)
     assert read.weights_sha256 == generator.weights_sha256
     assert read.config == generator.config
-    assert read.provenance.assumed == ("output_scale=0.25", "conv_clamp=256", "first_cutoff=2")
+    usual = (
+        "lr_multiplier=0.01", "num_critical=2", "first_stopband=4.28709", "last_stopband_rel=1.23114",
+        "margin_size=10", "filter_size=6", "lrelu_upsampling=2",
+    )  # fmt: skip
+    assert read.provenance.assumed == ("output_scale=0.25", "conv_clamp=256", "first_cutoff=2", *usual)
     settled = infer(held, output_scale="1", conv_clamp="8", first_cutoff="2.5", translate="0.5,0", rotate="9")
-    assert settled.provenance.assumed == ()
+    assert settled.provenance.assumed == usual
+    assert infer(held, conv_clamp="none").config["conv_clamp"] is None
     values = {
         "output_scale": 1.0,
         "conv_clamp": 8.0,
@@ -131,6 +136,16 @@ def test_a_bare_state_dict_leaves_three_settings_to_options() -> None:
     assert settled.config == {**read.config, **values}
     with pytest.raises(CheckpointError, match="output_scale='loud' is out of range"):
         infer(held, output_scale="loud")
+
+
+@pytest.mark.parametrize("option", ["output_scale", "conv_clamp", "first_cutoff"])
+def test_options_do_not_replace_what_a_file_says(option: str) -> None:
+    tensors = tensors_of(small())
+    # A file of NVIDIA's leaves out what is usual, which says it too.
+    for said in ({}, {"output_scale": 0.5, "conv_clamp": None, "first_cutoff": 2.0}):
+        for value in ("1", "none"):
+            with pytest.raises(CheckpointError, match=f"says itself that {option} is .*Leave the option out"):
+                infer(checkpoint(tensors, **said), **{option: value})
 
 
 def without(pattern: str) -> Callable[[Tensors], Tensors]:
@@ -180,7 +195,10 @@ DAMAGED: list[tuple[Callable[[Tensors], Tensors], str]] = [
     (added("synthesis.L0_20_9.weight", 9), "two layers L0"),
     (added("synthesis.L900000000_20_9.weight", 9), "layer L5 is missing"),
     (added("synthesis.noise", 3), "'synthesis.noise', which is no part"),
-    (added("mapping.embed_proj.weight", 3, 3), "StyleGAN-XL.*class embedding"),
+    (added("mapping.embed_proj.weight", 3, 3), "StyleGAN-XL.*class embedding.*--generator"),
+    (added("mapping.embed.weight", 8, 3), r"StyleGAN-XL.*mapping\.embed\.weight.*no bias.*--generator"),
+    (changed("synthesis.L1_20_8.magnitude_ema", lambda t: -t), r"'synthesis\.L1_20_8\.magnitude_ema'"),
+    (changed("synthesis.L4_32_3.magnitude_ema", torch.zeros_like), r"'synthesis\.L4_32_3\.magnitude_ema'"),
 ]
 
 

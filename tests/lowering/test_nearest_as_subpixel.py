@@ -38,6 +38,20 @@ def test_every_doubling_before_a_convolution_is_gone() -> None:
     assert _count(generator, DoublingConvolution) == 0
 
 
+def test_a_sequence_with_a_way_of_its_own_is_left_alone() -> None:
+    class Backwards(nn.Sequential):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            for layer in reversed(list(self)):
+                features = layer(features)
+            return features
+
+    generator = _sngan()
+    generator.stages.append(Backwards(nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1)))
+    last = nearest_as_subpixel(generator).stages[-1]
+    assert isinstance(last, Backwards)
+    assert isinstance(last[0], nn.Upsample)
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -47,6 +61,7 @@ def test_every_doubling_before_a_convolution_is_gone() -> None:
         (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1, stride=2)),
         (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1, groups=2)),
         (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 5, padding=2)),
+        (nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")),
         (nn.Upsample(scale_factor=2), nn.ReLU()),
     ],
 )

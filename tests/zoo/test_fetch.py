@@ -52,11 +52,29 @@ def test_a_complete_part_is_not_fetched_again(
     part.parent.mkdir(parents=True)
     part.write_bytes(weights)
     fetch(download, part)
+    # Where the zoo does not know the exact size, the hash says that it is complete.
+    fetch(replace(download, size=None), part)
     assert server.requests == []
-    # Where the zoo does not know the exact size, the server says that there is no more.
+    assert part.read_bytes() == weights
+    # As long, but another file: there is nothing after it, so it is fetched from the beginning.
+    part.write_bytes(weights[:-1] + b"?")
     fetch(replace(download, size=None), part)
     assert [wanted for _, wanted in server.requests] == [f"bytes={len(weights)}-", None]
     assert part.read_bytes() == weights
+
+
+def test_a_part_that_nobody_asked_for(server: Server, reply: Any, download: Download, part: Path) -> None:
+    # Whatever is asked for, the server answers with a part, and with the wrong one.
+    reply.status, reply.ranges = 206, False
+    with pytest.raises(
+        DownloadError, match=r"sends a part of the file though all of it was asked for.*later"
+    ):
+        fetch(download, part)
+    assert len(server.requests) == 1
+    part.write_bytes(b"begun")
+    with pytest.raises(DownloadError, match="sends a part of the file"):
+        fetch(download, part)
+    assert [wanted for _, wanted in server.requests[1:]] == ["bytes=5-", None]
 
 
 @pytest.mark.parametrize("ranges", [True, False])
