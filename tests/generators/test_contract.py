@@ -117,9 +117,9 @@ def test_images_are_batch_channels_height_width(generator: Generator, images: Te
     assert generator.img_channels in (1, 3)
 
 
-def test_images_lie_about_their_range_and_differ(images: Tensor) -> None:
-    # Families whose last layer is linear may leave [-1, 1] a little.
-    assert images.abs().max() < 3
+def test_images_lie_in_range_and_differ(generator: Generator, images: Tensor) -> None:
+    # Where the last layer is linear, images may leave [-1, 1] a little; everywhere else they may not.
+    assert images.abs().max() <= (2 if generator.family in ("stylegan2", "stylegan3") else 1)
     assert (images[0] - images[1]).abs().max() > 1 / 127.5, "two seeds must give two pictures"
 
 
