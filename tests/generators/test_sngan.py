@@ -1,16 +1,13 @@
 import json
-import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fastdirs.discovery import discover
 from fastdirs.errors import CheckpointError, UnknownNameError
 from fastdirs.export import export_generator
 from fastdirs.generators import GENERATORS, Generator
@@ -19,7 +16,6 @@ from fastdirs.latents import sample_z
 from fastdirs.loading import load_generator, save_generator
 from fastdirs.recipe import Batch, Graph, Recipe
 
-FIXTURES = Path(os.environ.get("FASTDIRS_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
 State = dict[str, Tensor]
 
 
@@ -272,15 +268,3 @@ def test_published_sizes(resolution: int) -> None:
     assert 0.05 < images.std() < 0.9
     with pytest.raises(CheckpointError, match="128 pixels"):
         published(128)
-
-
-@pytest.mark.parametrize("folder", ["sngan_mnist_r32_1ch", "sngan_anime_r64_3ch"])
-def test_pictures_of_the_original_code(folder: str) -> None:
-    if not (FIXTURES / folder).is_dir():
-        pytest.skip(f"no fixtures in {FIXTURES}; set FASTDIRS_FIXTURES")
-    given, expected = (np.load(FIXTURES / folder / f"{name}.npz") for name in ("inputs", "expected"))
-    generator = load_generator(FIXTURES / folder)
-    for z, name in ((given["z"], "img"), (given["z"] + given["shift"], "img_shift")):
-        images = generator.synthesis(generator.mapping(torch.from_numpy(z)))
-        np.testing.assert_allclose(images.numpy(), expected[name], rtol=0, atol=1e-4)
-    assert discover(generator, "sefa", num_directions=3).directions.shape == (3, 1, 128)
