@@ -1,7 +1,7 @@
 """The direction bank: what every discovery method produces, as one safetensors file that can be shared."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdirs.checkpoints.safetensors_file import HEADER, read_safetensors
 from fastdirs.errors import BankError, CheckpointError, SelectionError, ShapeError, check_shape
 from fastdirs.latents import MAX_EPSILON
-from fastdirs.manifest import Json, manifest, write_bytes
+from fastdirs.manifest import Json, manifest, sha256_tensors, write_bytes
 
 KIND = "direction-bank"
 
@@ -26,24 +26,44 @@ def fix_signs(directions: Tensor) -> Tensor:
     Returns:
         `[num_directions, layers, dim]`, float.
     """
+    return directions * signs(directions)[:, None, None]
+
+
+def signs(directions: Tensor) -> Tensor:
+    """1 or -1 for each direction: the sign of its largest component.
+
+    Args:
+        directions: `[num_directions, ...]`, float.
+
+    Returns:
+        `[num_directions]`, of the same dtype.
+    """
     flat = directions.flatten(1)
-    largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))
-    return directions * torch.where(largest < 0, -1.0, 1.0)[:, :, None].to(directions.dtype)
+    largest = flat.gather(1, flat.abs().argmax(dim=1, keepdim=True))[:, 0]
+    return torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionBank:
-    """Straight directions in the latent space of one generator.
+    """Directions in the latent space of one generator, straight or curved.
+
+    A straight direction is one vector, and its shift grows with epsilon. A curved one is a path: its shift at
+    some values of epsilon, the knots, with straight lines between them and beyond the ends.
 
     Attributes:
-        directions: Unit length in each layer they touch, zero in the others.
-            `[num_directions, layers, dim]`, float32.
+        directions: Straight: unit length in each layer they touch (over all layers together where these are
+            parts of z), zero in the others. `[num_directions, layers, dim]`, float32.
+            Curved: the shift at each knot. `[num_directions, knots, layers, dim]`, float32.
+        knots: Epsilons of the knots, ascending, with 0, where the shift is zero; None if straight.
+            `[knots]`, float32.
         scales: Standard deviation of the latents along each direction, in latent units.
             `[num_directions]`, float32.
         scores: How strong the method thinks each direction is; meaning and unit depend on the method.
             `[num_directions]`, float32.
         ranges: Suggested lowest and highest epsilon. `[num_directions, 2]`, float32.
         labels: A name for each direction; may be edited.
+        tags: Words for each direction, to find it by; may be edited. Empty = none.
+        judges: Who looked at each direction and named it; "" = nobody. Empty = nobody at all.
         layers: Latent layers that the directions touch.
         generator: Identity of the generator they belong to: name, family, weights_sha256, licence, space, ...
         method: Name of the method.
@@ -51,6 +71,7 @@ class DirectionBank:
 
     Raises:
         ShapeError: Tensors that do not fit each other, the labels or the generator.
+        BankError: Knots that do not ascend, or paths that do not pass through zero at epsilon 0.
     """
 
     directions: Tensor
@@ -62,22 +83,49 @@ class DirectionBank:
     generator: Json
     method: str
     settings: Json = field(default_factory=dict)
+    knots: Tensor | None = None
+    tags: tuple[tuple[str, ...], ...] = ()
+    judges: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        count, num_layers = len(self.labels), int(self.generator["num_layers"])
-        check_shape(
-            self.directions, "directions layers dim", "directions", directions=count, layers=num_layers
-        )
-        check_shape(self.directions, "directions layers dim", "directions", dim=int(self.generator["dim"]))
+        count, sizes = len(self.labels), {"layers": int(self.generator["num_layers"])}
+        axes = "directions layers dim"
+        if self.knots is not None:
+            check_shape(self.knots, "knots", "knots")
+            axes, sizes["knots"] = "directions knots layers dim", len(self.knots)
+        check_shape(self.directions, axes, "directions", directions=count, **sizes)
+        check_shape(self.directions, axes, "directions", dim=int(self.generator["dim"]))
         check_shape(self.scales, "directions", "scales", directions=count)
         check_shape(self.scores, "directions", "scores", directions=count)
         check_shape(self.ranges, "directions 2", "ranges", directions=count)
+        # Frozen: what nobody gave is filled in once, so that each direction has its tags and its judge.
+        object.__setattr__(self, "tags", self.tags or ((),) * count)
+        object.__setattr__(self, "judges", self.judges or ("",) * count)
+        for name, values in (("tags", self.tags), ("judges", self.judges)):
+            if len(values) != count:
+                raise ShapeError(f"{name} are {len(values)}, but there are {count} directions.")
+        if self.knots is not None:
+            self._check_knots(self.knots)
+
+    def _check_knots(self, knots: Tensor) -> None:
+        if len(knots) < 2 or not bool((knots.diff() > 0).all()) or not bool((knots == 0).any()):
+            raise BankError(
+                f"The knots {[round(knot, 4) for knot in knots.tolist()]} of the paths are no ascending list "
+                "that holds 0. Make the bank again."
+            )
+        if self.directions[:, knots == 0].any():
+            raise BankError("A path does not begin at zero: its shift at epsilon 0 is not 0. Make it again.")
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def curved(self) -> bool:
+        """Whether the directions are paths with knots."""
+        return self.knots is not None
+
     def shift(self, index: int, epsilon: float) -> Tensor:
-        """What to add to latents: epsilon times a direction.
+        """What to add to latents to go a signed length along a direction.
 
         Args:
             index: Direction, from 0.
@@ -89,10 +137,52 @@ class DirectionBank:
         Raises:
             SelectionError: No such direction, or an epsilon that is not finite or beyond ±1000.
         """
+        return self.shifts(index, [epsilon])[0]
+
+    def shifts(self, index: int, epsilons: Sequence[float]) -> Tensor:
+        """What to add to latents, for several lengths along one direction.
+
+        Args:
+            index: Direction, from 0.
+            epsilons: Signed lengths, in latent units.
+
+        Returns:
+            `[epsilons, layers, dim]`, float32.
+
+        Raises:
+            SelectionError: No such direction, or an epsilon that is not finite or beyond ±1000.
+        """
         self.check_index(index)
-        if not abs(epsilon) <= MAX_EPSILON:
-            raise SelectionError(f"Epsilon {epsilon:g} is out of range. Expected a value from -1000 to 1000.")
-        return epsilon * self.directions[index]
+        for epsilon in epsilons:
+            if not abs(epsilon) <= MAX_EPSILON:
+                raise SelectionError(
+                    f"Epsilon {epsilon:g} is out of range. Expected a value from -1000 to 1000."
+                )
+        lengths = torch.tensor(list(epsilons), dtype=torch.float32)
+        if self.knots is None:
+            return lengths[:, None, None] * self.directions[index]
+        # The stretch between two knots that an epsilon falls into; the outermost ones go on beyond the ends.
+        after = torch.searchsorted(self.knots, lengths).clamp(1, len(self.knots) - 1)
+        low, high = self.knots[after - 1], self.knots[after]
+        share = ((lengths - low) / (high - low))[:, None, None]
+        path = self.directions[index]
+        return torch.lerp(path[after - 1], path[after], share)
+
+    def chords(self) -> Tensor:
+        """Each direction as one vector: itself if straight, else from one end of its path to the other.
+
+        Returns:
+            Unit length as straight directions have it. `[num_directions, layers, dim]`, float32.
+        """
+        if self.knots is None:
+            return self.directions
+        return (self.directions[:, -1] - self.directions[:, 0]) / (self.knots[-1] - self.knots[0])
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what shifts depend on; names, scores and ranges may change without changing it."""
+        knots = {} if self.knots is None else {"knots": self.knots}
+        return sha256_tensors({"directions": self.directions, **knots})
 
     def check_index(self, index: int) -> None:
         """Raises SelectionError unless the bank has this direction."""
@@ -126,6 +216,8 @@ class DirectionBank:
             "settings": self.settings,
             "labels": list(self.labels),
             "layers": list(self.layers),
+            "tags": [list(words) for words in self.tags],
+            "judges": list(self.judges),
         }
         header = manifest(KIND, {"generator": self.generator, "bank": bank})
         tensors = {
@@ -134,6 +226,8 @@ class DirectionBank:
             "scores": self.scores,
             "ranges": self.ranges,
         }
+        if self.knots is not None:
+            tensors["knots"] = self.knots
         data = save(
             {name: tensor.float().contiguous() for name, tensor in tensors.items()},
             {HEADER: json.dumps(header)},
@@ -156,7 +250,10 @@ def load_bank(path: str | Path) -> DirectionBank:
     try:
         tensors, header = read_safetensors(path)
     except CheckpointError as error:
-        raise BankError(f"{path} is not a direction bank: it is no readable safetensors file.") from error
+        raise BankError(
+            f"{path} is not a direction bank: it is no readable safetensors file. Files of other programs "
+            f"become banks with: fastdirs bank import {path} MODEL --out bank.safetensors"
+        ) from error
     if header.get("kind") != KIND:
         what = f"a fastdirs {header['kind']}" if "kind" in header else "a safetensors file of another program"
         raise BankError(f"{path} is {what}, not a direction bank.")
@@ -169,6 +266,8 @@ def load_bank(path: str | Path) -> DirectionBank:
             **tensors,
             labels=tuple(meta["labels"]),
             layers=tuple(meta["layers"]),
+            tags=tuple(tuple(words) for words in meta.get("tags", ())),
+            judges=tuple(meta.get("judges", ())),
             generator=header["generator"],
             method=meta["method"],
             settings=meta["settings"],

@@ -49,6 +49,10 @@ class ParityError(FastdirsError):
     """A compiled graph whose images differ from torch by more than the recipe accepts."""
 
 
+class TrainingError(FastdirsError):
+    """A training that went wrong; the last good checkpoint is kept."""
+
+
 class BackendError(FastdirsError):
     """A runtime that cannot do what was asked of it on this machine."""
 

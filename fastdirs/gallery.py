@@ -21,7 +21,7 @@ from fastdirs.errors import ContractError, OutputError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
 from fastdirs.latents import sample_z
-from fastdirs.manifest import Json, is_manifest, manifest, read_json, sha256_tensors, write_bytes, write_json
+from fastdirs.manifest import Json, is_manifest, manifest, read_json, write_bytes, write_json
 from fastdirs.recipe import usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.runtime import Runtime, check_class, open_runtime
@@ -237,7 +237,7 @@ def _describe_bank(bank: DirectionBank) -> Json:
         "labels": bank.labels,
         "scores": bank.scores.tolist(),
         "ranges": bank.ranges.tolist(),
-        "sha256": sha256_tensors({"directions": bank.directions}),
+        "sha256": bank.sha256,
     }
 
 

@@ -96,11 +96,9 @@ class Plan:
 
     def seed_shifts(self, bank: DirectionBank) -> Tensor:
         """What is added to a seed's latents, image by image: `[images_per_seed, layers, dim]`, float32."""
-        shifts = [torch.zeros(1, *bank.directions.shape[1:])] if self.shared else []
-        epsilons = torch.tensor([epsilon for epsilon in self.epsilons if epsilon != 0.0])
-        for direction in self.directions:
-            bank.check_index(direction)
-            shifts.append(epsilons[:, None, None] * bank.directions[direction])
+        shifts = [torch.zeros(1, *bank.directions.shape[-2:])] if self.shared else []
+        epsilons = [epsilon for epsilon in self.epsilons if epsilon != 0.0]
+        shifts += [bank.shifts(direction, epsilons) for direction in self.directions]
         return torch.cat(shifts)
 
     def batches(

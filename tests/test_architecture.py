@@ -20,13 +20,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("latents", "images", "manifest", "recipe"),
     ("checkpoints", "machine", "zoo"),
     ("directions", "generators"),
-    ("module_generator", "identification"),
-    ("lowering", "discovery", "backends", "loading", "artifact", "graphs", "traversal"),
-    ("parity", "throughput", "download", "tracing"),
-    ("selection", "export"),
-    ("runtime", "bench", "inspection", "writers"),
-    ("gallery", "samples"),
-    ("rendering",),
+    ("module_generator", "identification", "shift_space", "reconstructors", "pairs", "deformators"),
+    ("lowering", "interchange", "bank_editing", "backends", "loading", "artifact", "graphs", "traversal"),
+    ("training", "parity", "throughput", "download", "tracing"),
+    ("discovery", "selection", "export", "reconstructor_export"),
+    ("runtime", "reconstructor_runtime", "bench", "inspection", "writers"),
+    ("gallery", "samples", "evaluation"),
+    ("rendering", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -35,7 +35,7 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SAME_LEVEL = {("registry", "errors")}
 
 # Folders in which a file is a plug-in.
-FOLDERS = ("backends", "checkpoints", "cli", "discovery", "generators", "lowering", "writers")
+FOLDERS = ("backends", "checkpoints", "cli", "discovery", "generators", "interchange", "lowering", "reconstructors", "writers")
 
 ONLY_IN = {
     "av": ("writers/mp4.py",),
@@ -46,6 +46,9 @@ ONLY_IN = {
     ),
     "onnxruntime": ("backends/ort.py", "generators/onnx_graph.py"),
     "onnxscript": ("tracing.py",),
+    "jinja2": ("report.py",),
+    "lightning": (),
+    "lightning_fabric": ("training.py",),
     "openvino": ("backends/openvino_cpu.py",),
     "PIL": ("images.py", "writers/"),
     "rich": ("cli/",),

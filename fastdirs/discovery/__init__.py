@@ -1,33 +1,64 @@
 """The discovery contract, and one file per method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastdirs.directions import DirectionBank, fix_signs
-from fastdirs.errors import SelectionError
+from fastdirs.directions import DirectionBank
+from fastdirs.errors import MissingDependencyError, SelectionError
 from fastdirs.generators import Generator
+from fastdirs.manifest import Json
 from fastdirs.registry import Registry, unknown_name
+from fastdirs.shift_space import ShiftSpace
 
-_SCALE_SAMPLES = 1024
-_SIGMAS_EACH_WAY = 6.0
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What a method is asked for.
+
+    Attributes:
+        generator: The generator, frozen, in evaluation mode.
+        space: The latent layers to edit, as one vector.
+        num_directions: K, 1 to the size of the space.
+        folder: Where a long run keeps its checkpoint, log and pictures, so that it can be continued; None =
+            nowhere.
+        progress: Called with steps done and steps in all.
+        report: Called with a line about what is going on.
+    """
+
+    generator: Generator
+    space: ShiftSpace
+    num_directions: int
+    folder: Path | None = None
+    progress: Progress = lambda done, total: None
+    report: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a method hands back.
+    """What a method hands back, best first.
 
     Attributes:
-        directions: Best first, unit length in each layer they touch.
-            `[num_directions, layers, dim]`, float32.
-        scores: Higher = stronger. `[num_directions]`, float32.
+        vectors: Unit vectors of the space `[num_directions, size]`, or curved paths: the shift at each knot
+            `[num_directions, knots, size]`, float.
+        scores: Higher = stronger. `[num_directions]`, float.
+        knots: Epsilons of the knots, ascending, symmetric about 0. `[knots]`, float; None if straight.
+        settings: What is to be recorded beside the options: what "auto" came to, above all.
     """
 
-    directions: Tensor
+    vectors: Tensor
     scores: Tensor
+    knots: Tensor | None = None
+    settings: Json = field(default_factory=dict)
+
+
+def _anything(generator: Generator) -> str:
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +68,18 @@ class Method:
     Attributes:
         summary: One line, with the paper.
         settings: A frozen dataclass; its fields are the method's options, `metadata={"help": ...}` the help.
-        find: (generator, num_directions, layers, settings, progress) -> Found. `progress(done, total)` may be
-            called.
+        find: (search, settings) -> Found.
+        refuses: Why the method does not apply to a generator; "" if it does.
+        trains: Whether it takes long, so that it is given a folder to continue from.
+        baseline: Whether it looks at nothing of the generator: what methods are compared with.
     """
 
     summary: str
     settings: type[Any]
-    find: Callable[[Generator, int, Sequence[int], Any, Callable[[int, int], None]], Found]
+    find: Callable[[Search, Any], Found]
+    refuses: Callable[[Generator], str] = _anything
+    trains: bool = False
+    baseline: bool = False
 
 
 METHODS: Registry[Method] = Registry("fastdirs.discovery", "METHOD", "discovery method")
@@ -55,7 +91,9 @@ def discover(
     num_directions: int = 10,
     layers: Sequence[int] | None = None,
     settings: Mapping[str, str] | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
+    folder: str | Path | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> DirectionBank:
     """Find directions without labels.
 
@@ -66,46 +104,49 @@ def discover(
         layers: Latent layers to edit; None = all that are editable.
         settings: The method's options by name, as text; see `fastdirs list methods`.
         progress: Called with steps done and steps in all.
+        folder: Where a method that trains keeps checkpoint, log, pictures and reconstructor; the same call
+            continues there and ends with the same bank. None = it keeps nothing.
+        report: Called with a line about what is going on.
 
     Raises:
         UnknownNameError: No such method or option.
+        MissingDependencyError: The method needs a package that is not installed.
         SelectionError: A layer or a number of directions that the generator does not have, or an option value
             out of range, or a method that does not apply to the family.
+        TrainingError: The loss is no number any more.
+        OutputError: The folder holds a run with other settings, or cannot be written.
     """
     plugin = METHODS.load(method)
-    chosen = generator.editable if layers is None else tuple(sorted(set(layers)))
-    _check_layers(generator, chosen)
-    if not 1 <= num_directions <= generator.dim:
+    space = ShiftSpace(generator, generator.editable if layers is None else tuple(sorted(set(layers))))
+    if not 1 <= num_directions <= space.size:
         raise SelectionError(
             f"{num_directions} directions are out of range. "
-            f"The latent space of {generator.provenance.name} has room for 1 to {generator.dim}."
+            f"The latent space of {generator.provenance.name} has room for 1 to {space.size}."
         )
     parsed = parse_settings(method, plugin.settings, settings or {})
-    found = plugin.find(generator, num_directions, chosen, parsed, progress)
-    directions = fix_signs(found.directions).float().contiguous()
-    scales = _scales(generator, directions, chosen)
-    return DirectionBank(
-        directions=directions, scales=scales, scores=found.scores.float().contiguous(),
-        ranges=torch.stack([-_SIGMAS_EACH_WAY * scales, _SIGMAS_EACH_WAY * scales], dim=1),
-        labels=tuple(f"direction {index}" for index in range(len(directions))), layers=chosen,
-        generator=generator.identity(), method=method, settings=asdict(parsed),
+    refusal = plugin.refuses(generator)
+    if refusal:
+        raise SelectionError(
+            f"{method} does not apply to {generator.provenance.name} (family {generator.family}): {refusal} "
+            f"Methods that do: {', '.join(_applicable(generator))}."
+        )
+    search = Search(
+        generator=generator, space=space, num_directions=num_directions,
+        folder=None if folder is None else Path(folder), progress=progress, report=report,
     )  # fmt: skip
+    found = plugin.find(search, parsed)
+    return space.bank(found.vectors, found.scores, method, {**asdict(parsed), **found.settings}, found.knots)
 
 
-def _check_layers(generator: Generator, layers: Sequence[int]) -> None:
-    name, last = generator.provenance.name, max(generator.editable)
-    if not layers:
-        raise SelectionError("No layer to edit. Name at least one.")
-    for layer in layers:
-        if not 0 <= layer < generator.num_layers:
-            raise SelectionError(
-                f"There is no layer {layer}. {name} has layers 0 to {generator.num_layers - 1}."
-            )
-        if layer not in generator.editable:
-            raise SelectionError(
-                f"Layer {layer} of {name} is no latent to edit: it carries the place among its batch norm "
-                f"statistics, which psi chooses. Layers 0 to {last} can be edited."
-            )
+def _applicable(generator: Generator) -> list[str]:
+    names = []
+    for name in METHODS.names():
+        try:
+            if not METHODS.load(name).refuses(generator):
+                names.append(name)
+        except MissingDependencyError:
+            continue
+    return names
 
 
 def parse_settings(method: str, settings: type[Any], values: Mapping[str, str]) -> Any:
@@ -132,14 +173,3 @@ def parse_settings(method: str, settings: type[Any], values: Mapping[str, str]) 
 
 
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-def _scales(generator: Generator, directions: Tensor, layers: Sequence[int]) -> Tensor:
-    """Standard deviation of latents along directions, averaged over the layers edited: `[directions]`."""
-    seeds, chosen = range(_SCALE_SAMPLES), list(layers)
-    with torch.inference_mode():
-        latents = generator.mapping(generator.sample(seeds), generator.sample_classes(seeds))
-        along = torch.einsum("bld,kld->bkl", latents[:, chosen], directions[:, chosen])
-        edited = directions[:, chosen].any(dim=2)
-        # Zero where a direction does not edit a layer.
-        return along.std(dim=0).sum(dim=1) / edited.sum(dim=1).clamp(min=1)
