@@ -71,8 +71,8 @@ def matrix_rates(rounds: int = 9) -> dict[str, float]:
     return {name: matrix_flop() / timing.median_ms / 1e9 for name, timing in timings.items()}
 
 
-def write_result(suite: str, settings: Mapping[str, Any], rows: Sequence[Row]) -> Path:
-    """Keep a suite's rows, with the machine, versions and commit they hold for."""
+def write_result(suite: str, settings: Mapping[str, Any], rows: Sequence[Row | Mapping[str, Any]]) -> Path:
+    """Keep a suite's rows, maybe of its own form, with the machine, versions and commit they hold for."""
     machine = describe_machine()
     unit = machine["bf16_unit"] or "no-bf16"
     slug = re.sub(
@@ -81,9 +81,10 @@ def write_result(suite: str, settings: Mapping[str, Any], rows: Sequence[Row]) -
         f"{machine['gpu'] or machine['processor']}-{machine['cores']}-cores-{unit}".lower(),
     )
     path = RESULTS / f"{suite}--{slug}.json"
+    kept = [asdict(row) if isinstance(row, Row) else dict(row) for row in rows]
     write_json(path, {
         "schema": 1, "suite": suite, "machine": machine, "environment": environment(), **_commit(),
-        "settings": dict(settings), "rows": [asdict(row) for row in rows],
+        "settings": dict(settings), "rows": kept,
     })  # fmt: skip
     return path
 

@@ -1,5 +1,6 @@
 """The exported folder: graphs, a few reference images, and the manifest that vouches for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,21 @@ def open_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(
             f"{folder / MANIFEST} says nothing of {missing[0] if missing else SYNTHESIS}. Export again."
         )
-    for name, expected in content["files"].items():
+    check_files(folder, content["files"])
+    return Artifact(folder, content)
+
+
+def check_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Compare the files of an exported folder with their hashes.
+
+    Args:
+        folder: The folder.
+        files: SHA-256 of each file by name, as its manifest has them.
+
+    Raises:
+        ArtifactError: A file is missing, or changed since the manifest was written.
+    """
+    for name, expected in files.items():
         file = folder / name
         if not file.is_file():
             raise ArtifactError(f"{file} is missing. Copy the whole folder, or export again.")
@@ -135,4 +150,3 @@ def open_artifact(path: str | Path) -> Artifact:
             raise ArtifactError(
                 f"{file} changed since its manifest was written, so nobody has verified it. Export again."
             )
-    return Artifact(folder, content)

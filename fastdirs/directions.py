@@ -52,7 +52,8 @@ class DirectionBank:
 
     Attributes:
         directions: Straight: unit length in each layer they touch (over all layers together where these are
-            parts of z), zero in the others. `[num_directions, layers, dim]`, float32.
+            parts of z; in the root mean square where an imported one differs between layers), zero in the
+            others. `[num_directions, layers, dim]`, float32.
             Curved: the shift at each knot. `[num_directions, knots, layers, dim]`, float32.
         knots: Epsilons of the knots, ascending, with 0, where the shift is zero; None if straight.
             `[knots]`, float32.
@@ -172,7 +173,8 @@ class DirectionBank:
         """Each direction as one vector: itself if straight, else from one end of its path to the other.
 
         Returns:
-            Unit length as straight directions have it. `[num_directions, layers, dim]`, float32.
+            Unit length as straight directions have it; of a path, shorter the more it bends.
+            `[num_directions, layers, dim]`, float32.
         """
         if self.knots is None:
             return self.directions

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fastdirs.errors import check_shape
+from fastdirs.errors import SelectionError, ShapeError, check_shape
 from fastdirs.registry import unknown_name
 
 Pixels = NDArray[np.uint8]
@@ -95,4 +96,39 @@ def encode(image: Pixels, image_format: str) -> bytes:
 def decode(data: bytes) -> Pixels:
     """The pixels of an image file: `[height, width, channels]`, uint8."""
     pixels: Pixels = np.asarray(Image.open(io.BytesIO(data)))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+# Pictures of other modes hold more than 8 bits, which nothing here would show.
+_CHANNELS = {
+    **dict.fromkeys(("1", "L", "LA"), 1),
+    **dict.fromkeys(("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"), 3),
+}
+
+
+def read_picture(path: Path, channels: int) -> Pixels:
+    """The pixels of a picture that others made, palettes resolved, transparency dropped.
+
+    Args:
+        path: The file.
+        channels: 1 for a grey picture, 3 for colour.
+
+    Returns:
+        `[height, width, channels]`, uint8.
+
+    Raises:
+        SelectionError: The file cannot be read as a picture.
+        ShapeError: A picture with other channels.
+    """
+    try:
+        with Image.open(path) as image:
+            found = _CHANNELS.get(image.mode)
+            if found != channels:
+                raise ShapeError(
+                    f"{path} is a picture of mode {image.mode}, but {'grey' if channels == 1 else 'RGB'} "
+                    "pictures of 8 bits are expected. Convert it."
+                )
+            pixels: Pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SelectionError(f"{path} cannot be read as a picture. Remove or replace it.") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

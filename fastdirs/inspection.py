@@ -19,6 +19,10 @@ from fastdirs.loading import KIND as GENERATOR
 from fastdirs.loading import load_generator
 from fastdirs.manifest import Json, sha256_file
 from fastdirs.recipe import load_recipe
+from fastdirs.reconstructor_export import KIND as RECONSTRUCTOR_ARTIFACT
+from fastdirs.reconstructor_export import open_reconstructor_artifact
+from fastdirs.reconstructors import KIND as RECONSTRUCTOR
+from fastdirs.reconstructors import load_reconstructor
 
 _MAX_TENSORS = 40
 _ENGINE_MAGICS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
@@ -27,12 +31,18 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _ENGINE_VERSION = slice(24, 28)
 
 
+_OPENERS: dict[str, Callable[[Path], object]] = {
+    ARTIFACT: open_artifact,
+    RECONSTRUCTOR_ARTIFACT: open_reconstructor_artifact,
+}
+
+
 def inspect_file(path: Path) -> Json:
     """Describe a file or folder.
 
     Args:
-        path: A generator, checkpoint, bank, ONNX file, TensorRT engine, recipe or manifest, or the folder of
-            an artefact or traversal.
+        path: A generator, checkpoint, bank, reconstructor, ONNX file, TensorRT engine, recipe or manifest, or
+            the folder of an artefact or traversal.
 
     Returns:
         What can be written as JSON: "kind" and "path", then what that kind holds. Where it cannot be used,
@@ -99,7 +109,8 @@ def _folder(path: Path) -> Json:
             content = _manifest(file)
             if content is not None:
                 sizes = [each.stat().st_size for each in path.rglob("*") if each.is_file()]
-                problem = _problem(open_artifact, path) if content["kind"] == ARTIFACT else {}
+                check = _OPENERS.get(content["kind"])
+                problem = _problem(check, path) if check else {}
                 facts = {"files_in_all": len(sizes), "bytes": sum(sizes), **problem}
                 return _described(content["kind"], path, {**facts, **content})
     except OSError as error:
@@ -141,6 +152,9 @@ def _safetensors(path: Path) -> Json:
         return _bank(path)
     if header.get("kind") == GENERATOR:
         return _described(GENERATOR, path, {**header, **_count(tensors), **_problem(load_generator, path)})
+    if header.get("kind") == RECONSTRUCTOR:
+        problem = _problem(load_reconstructor, path)
+        return _described(RECONSTRUCTOR, path, {**header, **_count(tensors), **problem})
     return _checkpoint(path, "safetensors_file", Survey(parts={"": tensors}, part=""))
 
 
@@ -181,12 +195,20 @@ def _checkpoint(path: Path, name: str, survey: Survey) -> Json:
 
 def _bank(path: Path) -> Json:
     bank = load_bank(path)
-    columns = (bank.labels, bank.scales.tolist(), bank.scores.tolist(), bank.ranges.tolist())
+    numbers = (bank.scales.tolist(), bank.scores.tolist(), bank.ranges.tolist())
     directions = [
-        {"index": index, "label": label, "scale": scale, "score": score, "range": ends}
-        for index, (label, scale, score, ends) in enumerate(zip(*columns, strict=True))
-    ]
-    content = {"method": bank.method, "settings": bank.settings, "layers": list(bank.layers)}
+        {
+            "index": index, "label": label, "scale": scale, "score": score, "range": ends,
+            "tags": list(tags), "judge": judge,
+        }
+        for index, (label, tags, judge, scale, score, ends) in enumerate(
+            zip(bank.labels, bank.tags, bank.judges, *numbers, strict=True)
+        )
+    ]  # fmt: skip
+    content = {
+        "method": bank.method, "settings": bank.settings, "layers": list(bank.layers),
+        "knots": None if bank.knots is None else bank.knots.tolist(),
+    }  # fmt: skip
     return _described(BANK, path, {**content, "generator": bank.generator, "directions": directions})
 
 

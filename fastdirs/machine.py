@@ -70,6 +70,11 @@ def bf16_unit() -> str | None:
     return next((unit for unit in ("amx_bf16", "avx512_bf16") if unit in flags), None)
 
 
+def process_rank() -> int:
+    """Which of the processes that torchrun started this is; 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def describe_machine() -> Json:
     """Facts that timings depend on: processor, cores, memory, bf16 unit, system, GPU."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

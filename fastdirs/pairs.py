@@ -1,18 +1,20 @@
 """The image pairs that a reconstructor learns from and is judged on: which seeds, directions and epsilons."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastdirs.errors import SelectionError
-from fastdirs.generators import Generator
-from fastdirs.latents import MAX_EPSILON, MAX_SEED
+from fastdirs.latents import MAX_EPSILON, MAX_SEED, sample_classes, sample_z
+from fastdirs.manifest import Json
 
 DISTRIBUTIONS = ("uniform", "normal")
 FIRST_TRAINING_SEED = 2**31
-"""Seeds of training lie from here on, those that people look at and that reconstructors are judged on below."""
+"""Seeds of training begin here; those that people look at and that reconstructors are judged on lie below."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ShiftDistribution:
         SelectionError: An unknown name, or lengths out of range.
 
     Source:
-        Voynov & Babenko 2020, section 3.2: uniform on [-6, 6], values nearer to zero than 0.5 moved out to 0.5.
+        Voynov & Babenko 2020, section 3.2: uniform on [-6, 6], values nearer to 0 than 0.5 moved out to it.
     """
 
     name: str = "uniform"
@@ -53,6 +55,32 @@ class ShiftDistribution:
         return torch.from_numpy(far_enough.astype(np.float32))
 
 
+class Sampler(Protocol):
+    """Where z and classes of seeds come from: a generator, or the identity of one."""
+
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """z of seeds: `[batch, z_dim]`, float32."""
+
+    def sample_classes(self, seeds: Sequence[int]) -> Tensor | None:
+        """A class for each seed `[batch]`, int64; None if unconditional."""
+
+
+@dataclass(frozen=True)
+class IdentitySampler:
+    """Draws as the generator with this identity would: all that an artefact needs to know of it."""
+
+    identity: Json
+
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """z of seeds: `[batch, z_dim]`, float32."""
+        return sample_z(seeds, int(self.identity["z_dim"]), self.identity.get("z_bound"))
+
+    def sample_classes(self, seeds: Sequence[int]) -> Tensor | None:
+        """A class for each seed `[batch]`, int64; None if unconditional."""
+        c_dim = int(self.identity.get("c_dim", 0))
+        return sample_classes(seeds, c_dim) if c_dim else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
     """One batch: seeds, what they are shifted along, and how far.
@@ -71,7 +99,7 @@ class Pairs:
 
 
 def draw_pairs(
-    generator: Generator,
+    generator: Sampler,
     num_directions: int,
     shifts: ShiftDistribution,
     batch: int,
@@ -83,15 +111,16 @@ def draw_pairs(
     """The pairs of one step. They depend on the arguments alone, so that a run can be continued at any step.
 
     Args:
-        generator: The generator.
+        generator: The generator, or its identity as a sampler.
         num_directions: Directions to choose from.
         shifts: How far.
         batch: Pairs.
         step: From 0; no two steps share a seed of z.
         seed: Chooses directions and epsilons, and moves the seeds of z.
         first_seed: Where the seeds of z begin: those of training by default, 0 for held-out ones.
-        per_direction: 1 draws directions independently. M > 1 draws `batch / M` directions, no two alike while
-            there are enough, and M pairs of each, all of them in order M times: a centroid needs company.
+        per_direction: 1 draws directions independently. M > 1 draws `batch / M` directions, no two alike
+            while there are enough, and M pairs of each, all of them in order M times: a centroid needs
+            company.
 
     Raises:
         SelectionError: A batch that is no multiple of `per_direction`.

@@ -22,6 +22,7 @@ class ShiftSpace:
     Attributes:
         generator: The generator.
         layers: Latent layers that shifts touch, ascending.
+        per_layer: A vector of its own for each layer, also where one could do for all.
 
     Raises:
         SelectionError: No layer, or one that the generator does not have or that is not to be edited.
@@ -29,6 +30,7 @@ class ShiftSpace:
 
     generator: Generator
     layers: tuple[int, ...]
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         name, last = self.generator.provenance.name, max(self.generator.editable)
@@ -48,7 +50,11 @@ class ShiftSpace:
     @property
     def size(self) -> int:
         """Numbers in one vector of the space: `dim`, or `layers * dim` where the layers are parts of z."""
-        return self.generator.dim * (len(self.layers) if self.generator.chunked else 1)
+        return self.generator.dim * (len(self.layers) if self._apart else 1)
+
+    @property
+    def _apart(self) -> bool:
+        return self.per_layer or self.generator.chunked
 
     def spread(self, vectors: Tensor) -> Tensor:
         """Vectors of the space as shifts of latents.
@@ -62,16 +68,17 @@ class ShiftSpace:
         Raises:
             ShapeError: Another size.
         """
-        check_shape(vectors.flatten(0, -2), "vectors size", "vectors", size=self.size)
+        check_shape(vectors.reshape(-1, vectors.shape[-1]), "vectors size", "vectors", size=self.size)
         num_layers, dim = self.generator.num_layers, self.generator.dim
-        if self.generator.chunked:
-            parts = vectors.unflatten(-1, (len(self.layers), dim))
+        if self._apart:
+            parts = vectors.reshape(*vectors.shape[:-1], len(self.layers), dim)
         else:
             parts = vectors[..., None, :].expand(*vectors.shape[:-1], len(self.layers), dim)
         if self.layers == tuple(range(num_layers)):
             return parts
         index = torch.tensor(self.layers, device=vectors.device)
-        return vectors.new_zeros(*vectors.shape[:-1], num_layers, dim).index_copy(-2, index, parts)
+        shifts: Tensor = vectors.new_zeros(*vectors.shape[:-1], num_layers, dim)
+        return shifts.index_copy(-2, index, parts)
 
     def gather(self, latents: Tensor) -> Tensor:
         """Latents as vectors of the space; the mean over the edited layers where all share one vector.
@@ -83,7 +90,7 @@ class ShiftSpace:
             `[batch, size]`, float.
         """
         chosen = latents[:, list(self.layers)]
-        return chosen.flatten(1) if self.generator.chunked else chosen.mean(dim=1)
+        return chosen.flatten(1) if self._apart else chosen.mean(dim=1)
 
     def bank(
         self,
@@ -99,7 +106,7 @@ class ShiftSpace:
 
         Args:
             vectors: Unit vectors `[num_directions, size]`, or shifts at the knots
-                `[num_directions, knots, size]`, float.
+                `[num_directions, knots, size]`, float; `num_layers, dim` for `size` where layers differ.
             scores: `[num_directions]`, float.
             method: Where they come from.
             settings: With which settings.
@@ -111,7 +118,8 @@ class ShiftSpace:
             ShapeError: Tensors that do not fit each other.
             BankError: Knots that do not ascend, or paths that do not begin at zero.
         """
-        directions = self.spread(vectors).float().contiguous()
+        each_layer = vectors.ndim == (3 if knots is None else 4)
+        directions = (vectors if each_layer else self.spread(vectors)).float().contiguous()
         if not keep_signs and knots is None:
             directions = fix_signs(directions)
         elif not keep_signs:
@@ -143,5 +151,5 @@ class ShiftSpace:
             length = parts.norm(dim=2, keepdim=True)
             parts = parts / torch.where(length > 0, length, 1.0)
             along = torch.einsum("bld,kld->bkl", latents, parts).std(dim=0)
-            edited = (length[..., 0] > 0).sum(dim=1).clamp(min=1)
+            edited: Tensor = (length[..., 0] > 0).sum(dim=1).clamp(min=1)
             return along.sum(dim=1) / edited

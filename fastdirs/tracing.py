@@ -21,9 +21,10 @@ def trace(
     example: tuple[Tensor, ...],
     path: Path,
     inputs: Sequence[str],
-    output: str,
+    output: str | Sequence[str],
     opset: int,
     identity: Json,
+    kind: str = "generator",
 ) -> None:
     """Write a module as one ONNX file with a dynamic batch, names and metadata.
 
@@ -32,19 +33,21 @@ def trace(
         example: Inputs to trace with: `[2, ...]`, whose batch becomes dynamic, but for psi `[layers]`.
         path: The file.
         inputs: Names of the inputs.
-        output: Name of the output.
+        output: Name of the output, or of each of several.
         opset: ONNX operator set.
-        identity: What the file records of its generator.
+        identity: What the file records of what it was made from; "name" is what people call it.
+        kind: What that is.
 
     Raises:
         ContractError: The module cannot be traced, or not for every batch size.
         RecipeError: The exporter does not write this opset.
     """
+    outputs = [output] if isinstance(output, str) else list(output)
     dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
     try:
         with _quiet():
             program = torch.onnx.export(
-                module, example, dynamo=True, input_names=list(inputs), output_names=[output],
+                module, example, dynamo=True, input_names=list(inputs), output_names=outputs,
                 opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
@@ -62,7 +65,7 @@ def trace(
     for each in (model.graph, *model.graph.node, *model.graph.value_info):
         each.ClearField("metadata_props")
     model.producer_name = "fastdirs"
-    onnx.helper.set_model_props(model, {"fastdirs": json.dumps({"generator": identity})})
+    onnx.helper.set_model_props(model, {"fastdirs": json.dumps({kind: identity})})
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
 

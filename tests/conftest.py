@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
@@ -16,7 +17,10 @@ from fastdirs.discovery import discover
 from fastdirs.export import export_generator
 from fastdirs.generators import Factor, Generator
 from fastdirs.loading import load_generator
+from fastdirs.pairs import ShiftDistribution, draw_pairs
 from fastdirs.recipe import Batch, Graph, Recipe
+from fastdirs.reconstructors import build_reconstructor, save_reconstructor
+from fastdirs.shift_space import ShiftSpace
 
 _OWN_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
@@ -43,6 +47,47 @@ def toy() -> Generator:
 @pytest.fixture(scope="session")
 def toy_bank(toy: Generator) -> DirectionBank:
     return discover(toy, "sefa", num_directions=5)
+
+
+@pytest.fixture(scope="session")
+def curved_bank(toy: Generator, toy_bank: DirectionBank) -> DirectionBank:
+    """Paths of the toy: along one true direction, bending into the next on either side of 0."""
+    knots = torch.tensor([-4.0, -1.5, 0.0, 1.5, 4.0])
+    ahead = toy_bank.directions.flatten(1)
+    bend = ahead.roll(-1, 0)[:, None] * (0.1 * knots**2)[:, None]
+    space = ShiftSpace(toy, (0,))
+    return space.bank(
+        ahead[:, None] * knots[:, None] + bend, toy_bank.scores, "bent", {}, knots, keep_signs=True
+    )
+
+
+@pytest.fixture(scope="session")
+def toy_reconstructor(
+    toy: Generator, toy_bank: DirectionBank, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A file: a reconstructor that tells the directions of `toy_bank` apart, trained by a plain loop."""
+    shifts, batch = ShiftDistribution("uniform", 3.0, 0.5), 32
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reconstructor = build_reconstructor("small", len(toy_bank), 3, 32).train()
+    optimizer = torch.optim.Adam(reconstructor.parameters(), 2e-3)
+    for step in range(120):
+        pairs = draw_pairs(toy, len(toy_bank), shifts, batch, step)
+        latents = toy.mapping(pairs.z)
+        shifted = latents + toy_bank.directions[pairs.directions] * pairs.epsilons[:, None, None]
+        logits, epsilon, _ = reconstructor(toy.synthesis(latents), toy.synthesis(shifted))
+        loss = F.cross_entropy(logits, pairs.directions) + 0.25 * (epsilon - pairs.epsilons).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("reconstructors") / "reconstructor.safetensors"
+    content = {
+        "generator": toy.identity(),
+        "bank_sha256": toy_bank.sha256,
+        "shifts": {"name": shifts.name, "scale": shifts.scale, "minimum": shifts.minimum},
+    }
+    save_reconstructor(reconstructor.eval(), path, content)
+    return path
 
 
 def _random_dcgan(

@@ -19,14 +19,26 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors", "registry"),
     ("latents", "images", "manifest", "recipe"),
     ("checkpoints", "machine", "zoo"),
-    ("directions", "generators"),
+    ("directions", "generators", "direction_scores", "recognition", "real_pictures", "dvn"),
     ("module_generator", "identification", "shift_space", "reconstructors", "pairs", "deformators"),
     ("lowering", "interchange", "bank_editing", "backends", "loading", "artifact", "graphs", "traversal"),
-    ("training", "parity", "throughput", "download", "tracing"),
+    (
+        "frozen",
+        "training_log",
+        "training_settings",
+        "training_state",
+        "parity",
+        "throughput",
+        "download",
+        "tracing",
+        "strip_figures",
+    ),
+    ("training",),
     ("discovery", "selection", "export", "reconstructor_export"),
     ("runtime", "reconstructor_runtime", "bench", "inspection", "writers"),
-    ("gallery", "samples", "evaluation"),
-    ("rendering", "report"),
+    ("gallery", "samples", "single_images"),
+    ("rendering", "evaluation"),
+    ("report",),
     ("cli",),
     ("__main__",),
 )
@@ -35,7 +47,17 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 SAME_LEVEL = {("registry", "errors")}
 
 # Folders in which a file is a plug-in.
-FOLDERS = ("backends", "checkpoints", "cli", "discovery", "generators", "interchange", "lowering", "reconstructors", "writers")
+FOLDERS = (
+    "backends",
+    "checkpoints",
+    "cli",
+    "discovery",
+    "generators",
+    "interchange",
+    "lowering",
+    "reconstructors",
+    "writers",
+)
 
 ONLY_IN = {
     "av": ("writers/mp4.py",),
@@ -49,6 +71,7 @@ ONLY_IN = {
     "jinja2": ("report.py",),
     "lightning": (),
     "lightning_fabric": ("training.py",),
+    "tensorboard": (),
     "openvino": ("backends/openvino_cpu.py",),
     "PIL": ("images.py", "writers/"),
     "rich": ("cli/",),

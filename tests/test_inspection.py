@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import nn
 
+from fastdirs.bank_editing import label
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import ArtifactError, BankError, CheckpointError, FastdirsError, RecipeError
 from fastdirs.export import export_generator
@@ -22,6 +24,8 @@ from fastdirs.inspection import inspect_file
 from fastdirs.loading import save_generator
 from fastdirs.manifest import Json, manifest, sha256_file, write_json
 from fastdirs.recipe import Batch, Graph, Recipe
+from fastdirs.reconstructor_export import export_reconstructor
+from fastdirs.reconstructors import build_reconstructor, save_reconstructor
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("FASTDIRS_FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -77,6 +81,19 @@ def test_bank(toy_bank: DirectionBank, tmp_path: Path) -> None:
     assert info["generator"]["name"] == "toy"
     assert [row["label"] for row in info["directions"]] == list(toy_bank.labels)
     assert info["directions"][2]["range"] == toy_bank.ranges[2].tolist()
+    assert info["knots"] is None
+
+
+def test_what_people_said_of_a_curved_bank(toy_bank: DirectionBank, tmp_path: Path) -> None:
+    knots = torch.tensor([-2.0, 0.0, 4.0])
+    paths = toy_bank.directions[:, None] * knots[:, None, None]
+    bank = replace(toy_bank, directions=paths, knots=knots)
+    label(bank, 1, "smile", ["face", "mouth"], "Ada").save(tmp_path / "bank.safetensors")
+    info = _inspect(tmp_path / "bank.safetensors")
+    assert info["knots"] == [-2.0, 0.0, 4.0]
+    row = info["directions"][1]
+    assert (row["label"], row["tags"], row["judge"]) == ("smile", ["face", "mouth"], "Ada")
+    assert (info["directions"][0]["tags"], info["directions"][0]["judge"]) == ([], "")
 
 
 def test_truncated_bank(toy_bank: DirectionBank, tmp_path: Path) -> None:
@@ -94,6 +111,33 @@ def test_bank_without_its_tensors(tmp_path: Path) -> None:
     )
     with pytest.raises(BankError, match="does not hold what its header says"):
         inspect_file(tmp_path / "bank.safetensors")
+
+
+def test_reconstructor(tmp_path: Path) -> None:
+    path, network = tmp_path / "r.safetensors", build_reconstructor("lenet", 4, 1, 32)
+    save_reconstructor(network, path, {"bank_sha256": "ab"})
+    info = _inspect(path)
+    assert (info["kind"], info["reconstructor"]["kind"], info["bank_sha256"]) == (
+        "reconstructor",
+        "lenet",
+        "ab",
+    )
+    assert info["tensors"] == len(network.state_dict())
+    assert "problem" not in info
+    network.classifier.weight.data[0, 0] = float("nan")
+    save_reconstructor(network, path, {})
+    assert "NaN or infinite values in 'classifier.weight'" in _inspect(path)["problem"]
+
+
+def test_exported_reconstructor(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    export_reconstructor(build_reconstructor("lenet", 4, 1, 32), {"bank_sha256": "ab"}, folder, max_batch=2)
+    info = _inspect(folder)
+    assert (info["kind"], info["files_in_all"]) == ("reconstructor-artifact", 3)
+    assert info["recorded"] == {"bank_sha256": "ab"}
+    assert "problem" not in info
+    (folder / "reconstructor.onnx").write_bytes(b"another")
+    assert "changed since its manifest was written" in _inspect(folder)["problem"]
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

@@ -59,7 +59,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     required = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     names = {line.split(">")[0] for line in required}
     assert names == {
-        "click", "filelock", "numpy", "onnx", "onnxscript", "pillow", "rich", "safetensors", "torch",
+        "click", "filelock", "jinja2", "numpy", "onnx", "onnxscript", "pillow", "rich", "safetensors",
+        "torch",
     }  # fmt: skip
     assert "fastdirs = fastdirs.cli:main" in wheel.read(info("entry_points.txt")).decode()
 

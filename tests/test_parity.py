@@ -28,9 +28,9 @@ class _Table(Session):
         self.images = images
         self.sizes: list[int] = []
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         self.sizes.append(len(inputs[0]))
-        return self.images[inputs[0][:, 0, 0].astype(int)]
+        return [self.images[inputs[0][:, 0, 0].astype(int)]]
 
     def close(self) -> None:
         pass

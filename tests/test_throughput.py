@@ -20,12 +20,12 @@ class _Echo(Session):
         self.fails_at = fails_at
         self.pause_s = pause_s
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         number = float(inputs[0][0, 0, 0])
         if number == self.fails_at:
             raise RuntimeError(f"no picture {number:.0f}")
         time.sleep(self.pause_s if number % 2 == 0 else 0.0)
-        return inputs[0]
+        return [inputs[0]]
 
     def close(self) -> None:
         pass
@@ -117,10 +117,10 @@ class _Slow(Session):
     def __init__(self) -> None:
         self.calls = 0
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         self.calls += 1
         time.sleep(1.1 if self.calls == 1 else 0.0)
-        return inputs[0]
+        return [inputs[0]]
 
     def close(self) -> None:
         pass
@@ -135,8 +135,8 @@ def test_long_batches_are_timed_once_for_each_thread() -> None:
 
 def test_all_inputs_of_a_batch_reach_the_session() -> None:
     class Sum(_Slow):
-        def run(self, inputs: Sequence[Array]) -> Array:
-            return inputs[0] + inputs[1]
+        def run_all(self, inputs: Sequence[Array]) -> list[Array]:
+            return [inputs[0] + inputs[1]]
 
     batches = [[np.full((1,), a, np.float32), np.full((1,), 10 * a, np.float32)] for a in range(5)]
     assert [float(images[0]) for images in stream(Sum(), batches)] == [0, 11, 22, 33, 44]

@@ -1,5 +1,6 @@
 """A module becomes one ONNX file."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -34,6 +35,24 @@ def test_names_dynamic_batch_opset_and_identity(opset: int, tmp_path: Path) -> N
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert "double" in model.metadata_props[0].value
     assert [path.name for path in tmp_path.iterdir()] == ["double.onnx"]
+
+
+class _Several(nn.Module):
+    def forward(self, images: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+        return images + shifted, (images - shifted).sum(dim=1)
+
+
+def test_several_outputs(tmp_path: Path) -> None:
+    example, path = (torch.zeros(2, 4), torch.zeros(2, 4)), tmp_path / "several.onnx"
+    identity = {"name": "several"}
+    trace(
+        _Several(), example, path, ["images", "shifted"], ["sum", "difference"], 18, identity, "reconstructor"
+    )
+    model = onnx.load(str(path))
+    assert [value.name for value in model.graph.output] == ["sum", "difference"]
+    axes = [value.type.tensor_type.shape.dim[0] for value in (*model.graph.input, *model.graph.output)]
+    assert {axis.dim_param for axis in axes} == {"batch"}
+    assert json.loads(model.metadata_props[0].value) == {"reconstructor": identity}
 
 
 def test_opset_under_its_long_name() -> None:

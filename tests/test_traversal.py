@@ -188,6 +188,31 @@ def test_strips_come_as_soon_as_they_are_whole(toy_bank: DirectionBank, toy: Gen
     assert len(renderer.rendered) == 7
 
 
+@pytest.mark.parametrize("epsilons", EPSILONS)
+def test_paths_are_followed(curved_bank: DirectionBank, renderer: Renderer, epsilons: str) -> None:
+    for strip in renderer.strips(plan(epsilons, 3), curved_bank):
+        expected = renderer.directly(strip.seed, strip.direction, EPSILONS[epsilons], curved_bank)
+        assert np.abs(strip.images.astype(int) - expected).max() <= 1
+        assert (strip.images != expected).mean() < 1e-3
+
+
+def test_a_path_is_no_straight_line(
+    toy_bank: DirectionBank, curved_bank: DirectionBank, renderer: Renderer
+) -> None:
+    made = Plan(seeds=(1,), directions=(0,), epsilons=(-3.0, 0.0, 3.0), batch_size=3)
+    (straight,), (curved,) = (renderer.strips(made, bank) for bank in (toy_bank, curved_bank))
+    differs = np.abs(straight.images.astype(int) - curved.images).max(axis=(1, 2, 3))
+    assert differs[1] == 0
+    assert (differs[[0, 2]] > 10).all()
+
+
+def test_nothing_of_a_path_is_rendered_twice(toy: Generator, curved_bank: DirectionBank) -> None:
+    renderer = Renderer(toy)
+    made = plan("with zero", batch_size=1)
+    renderer.strips(made, curved_bank)
+    assert len(set(renderer.rendered)) == len(renderer.rendered) == made.num_rendered
+
+
 def test_only_the_edited_layers_change(toy_bank: DirectionBank) -> None:
     directions = torch.zeros(5, 3, 16)
     directions[:, 1] = toy_bank.directions[:, 0]

@@ -31,8 +31,12 @@ class Session(ABC):
     num_parallel: int
 
     @abstractmethod
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
+        """The graph's outputs, in order, for its inputs in order, float32, each `[...]` as the graph says."""
+
     def run(self, inputs: Sequence[Array]) -> Array:
-        """The graph's single output for its inputs in order, float32, `[...]` as the graph says."""
+        """The graph's first output, of most graphs the only one, float32, `[...]` as the graph says."""
+        return self.run_all(inputs)[0]
 
     @abstractmethod
     def close(self) -> None:

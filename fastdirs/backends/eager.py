@@ -30,13 +30,13 @@ class _Eager(Session):
         self.detail = ""
         self.num_parallel = 1
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         assert self._module is not None
         with torch.inference_mode():
             # Copies: the module may write to its inputs, and the caller's arrays may be read-only.
             tensors = [torch.tensor(array, dtype=self._dtype) for array in inputs]
             try:
-                output: torch.Tensor = self._module(*tensors)
+                outputs: torch.Tensor | tuple[torch.Tensor, ...] = self._module(*tensors)
             except RuntimeError as error:
                 if self._dtype == torch.float32:
                     raise
@@ -44,8 +44,8 @@ class _Eager(Session):
                 raise BackendError(
                     f"The model does not run in {self.precision} in torch: {reason}. Use f32."
                 ) from error
-            result: Array = output.float().numpy()
-        return result
+            several = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+            return [output.float().numpy() for output in several]
 
     def close(self) -> None:
         self._module = None

@@ -59,14 +59,14 @@ class _OpenVino(Session):
         ]
         self.run([np.zeros(shape, dtype=np.float32) for shape in shapes])
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         # Otherwise the next line would wait for ever.
         assert not self._closed
         request = self._requests.get()
         try:
-            # The result is a copy (share_outputs is off): the next call writes to the request's buffer again.
-            images: Array = request.infer(dict(enumerate(inputs)), share_inputs=True)[0]
-            return images
+            # The results are copies (share_outputs is off): the next call writes to the same buffers.
+            results = request.infer(dict(enumerate(inputs)), share_inputs=True)
+            return [results[index] for index in range(len(results))]
         finally:
             self._requests.put(request)
 

@@ -37,10 +37,10 @@ class _Ort(Session):
         self.detail = ""
         self.num_parallel = 1
 
-    def run(self, inputs: Sequence[Array]) -> Array:
+    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
         assert self._session is not None
-        output: Array = self._session.run(None, dict(zip(self._names, inputs, strict=True)))[0]
-        return output
+        outputs: list[Array] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
+        return outputs
 
     def close(self) -> None:
         self._session = None

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fastdirs.errors import BankError, OutputError
+
 if TYPE_CHECKING:
     from fastdirs.generators import Generator
     from fastdirs.runtime import Runtime
@@ -110,6 +112,24 @@ def load_model(
             f"{generator.provenance.name} does not say, so assumed: {', '.join(generator.provenance.assumed)}"
         )
     return generator
+
+
+def check_bank_out(out: Path, force: bool) -> None:
+    """Before the work, not after it: whether there is room for a bank.
+
+    Raises:
+        OutputError: There is a file, and `force` is off or it is no bank.
+    """
+    from fastdirs.directions import load_bank
+
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out} exists already. Choose another --out, or pass --force to replace it.")
+    try:
+        load_bank(out)
+    except BankError as error:
+        raise OutputError(f"{error} It is left alone, even with --force. Choose another --out.") from error
 
 
 def show_runtime(runtime: "Runtime") -> None:

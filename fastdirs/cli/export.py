@@ -8,7 +8,7 @@ from fastdirs.cli._options import FORCE, JSON, OUT, load_model, model_options
 
 
 @click.command()
-@click.argument("model", required=False, metavar="MODEL|RECIPE")
+@click.argument("model", required=False, metavar="MODEL|RECIPE|RECONSTRUCTOR")
 @click.option(
     "--lowering", metavar="FORM", help="plain, folded, subpixel, or auto (default) for the fastest here."
 )
@@ -28,31 +28,44 @@ def export(
 ) -> None:  # fmt: skip
     """Export MODEL to ONNX, and verify it against torch.
 
-    RECIPE is a .toml file that describes an export. Verified at batch 1, 2 and the largest; beyond the
+    RECIPE is a .toml file that describes an export. RECONSTRUCTOR is the file in which a discovery method
+    keeps the network that tells its directions apart. Verified at batch 1, 2 and the largest; beyond the
     tolerance the export fails and leaves nothing.
 
     \b
     Example:
       fastdirs export toy --out artifact
     """
+    from fastdirs.artifact import Artifact
     from fastdirs.cli._console import note, show_json
     from fastdirs.export import export_generator, export_recipe
     from fastdirs.recipe import Batch, Graph, Recipe, load_recipe, usual_batch
+    from fastdirs.reconstructor_export import ReconstructorArtifact, export_reconstructor
+    from fastdirs.reconstructors import is_reconstructor, load_reconstructor
 
+    given = {
+        "--lowering": lowering,
+        "--family": family,
+        "--generator": factory,
+        "--generator-option": options,
+        "--max-batch": max_batch,
+    }
+    clash = [name for name, value in given.items() if value]
+    artifact: Artifact | ReconstructorArtifact
     if model is not None and model.endswith(".toml"):
-        given = {
-            "--lowering": lowering,
-            "--max-batch": max_batch,
-            "--family": family,
-            "--generator": factory,
-            "--generator-option": options,
-        }
-        clash = [name for name, value in given.items() if value]
         if clash:
             raise click.UsageError(
                 f"A recipe says everything itself: leave out {', '.join(clash)}, or edit the recipe."
             )
         artifact = export_recipe(load_recipe(Path(model)), Path(model).parent, out, force, note)
+    elif model is not None and is_reconstructor(Path(model)):
+        foreign = [name for name in clash if name != "--max-batch"]
+        if foreign:
+            raise click.UsageError(
+                f"{model} is a reconstructor, not a generator: leave out {', '.join(foreign)}."
+            )
+        reconstructor, content = load_reconstructor(model)
+        artifact = export_reconstructor(reconstructor, content, out, force, note, max_batch)
     else:
         generator = load_model(model, family, factory, options)
         usual = usual_batch(generator.img_resolution)

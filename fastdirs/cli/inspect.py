@@ -13,7 +13,8 @@ from fastdirs.cli._options import JSON
 def inspect(file: Path, as_json: bool) -> None:
     """Say what FILE holds.
 
-    A checkpoint, direction bank, ONNX graph, artefact or traversal (a folder), TensorRT engine, or recipe.
+    A checkpoint, direction bank, reconstructor, ONNX graph, artefact or traversal (a folder), TensorRT
+    engine, or recipe.
 
     \b
     Example:

@@ -18,10 +18,10 @@ Row = dict[str, Any]
 
 
 @click.command("list")
-@click.argument("what", type=click.Choice(["generators", "methods", "backends", "zoo"]))
+@click.argument("what", type=click.Choice(["generators", "methods", "backends", "formats", "zoo"]))
 @JSON
 def list_command(what: str, as_json: bool) -> None:
-    """Show generator families, methods, backends, or the zoo.
+    """Show families, methods, backends, bank formats, or the zoo.
 
     For backends it says what this machine can run; for the zoo, how generators are got and which were pulled.
 
@@ -31,7 +31,8 @@ def list_command(what: str, as_json: bool) -> None:
     """
     from fastdirs.cli._console import show_json
 
-    rows = {"generators": _generators, "methods": _methods, "backends": _backends, "zoo": _zoo}[what]()
+    tables = {"generators": _generators, "methods": _methods, "backends": _backends, "formats": _formats}
+    rows = {**tables, "zoo": _zoo}[what]()
     if as_json:
         show_json(rows)
     else:
@@ -95,6 +96,18 @@ def _backends() -> list[Row]:
             rows.append({"name": name, "summary": backend.summary, "here": ", ".join(backend.precisions())})
         except MissingDependencyError as error:
             rows.append({"name": name, "summary": "", "here": f"not installed: {error}"})
+    return rows
+
+
+def _formats() -> list[Row]:
+    from fastdirs.interchange import BANK_FORMATS
+
+    rows = []
+    for name in BANK_FORMATS.names():
+        plugin = BANK_FORMATS.load(name)
+        ways = "import, export" if plugin.write else "import"
+        options = "; ".join(f"{key}: {help_text}" for key, help_text in plugin.options.items())
+        rows.append({"name": name, "summary": plugin.summary, "ways": ways, "options": options})
     return rows
 
 

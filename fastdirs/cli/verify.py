@@ -11,7 +11,7 @@ from fastdirs.cli._options import JSON
 @click.argument("artifact", type=click.Path(path_type=Path))
 @JSON
 def verify(artifact: Path, as_json: bool) -> None:
-    """Compare ARTIFACT with the torch images kept in it.
+    """Compare ARTIFACT with what torch made of the inputs kept in it.
 
     Done on every backend and precision of this machine; no checkpoint is needed.
 
@@ -22,8 +22,16 @@ def verify(artifact: Path, as_json: bool) -> None:
     from fastdirs.artifact import open_artifact
     from fastdirs.cli._console import note, show_json
     from fastdirs.export import verify_artifact
+    from fastdirs.reconstructor_export import (
+        is_reconstructor_artifact,
+        open_reconstructor_artifact,
+        verify_reconstructor,
+    )
 
-    rows = verify_artifact(open_artifact(artifact), note)
+    if is_reconstructor_artifact(artifact):
+        rows = verify_reconstructor(open_reconstructor_artifact(artifact), note)
+    else:
+        rows = verify_artifact(open_artifact(artifact), note)
     if as_json:
         show_json(rows)
     else:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ class Factor:
         name: Where it stands in the generator.
         layer: The latent layer that it reads.
         weight: Raw parameters, one row per output unit. `[units, dim]`, float32.
+        role: What its output acts on: "features", or "image" where it scales what becomes colours.
     """
 
     name: str
     layer: int
     weight: Tensor
+    role: Literal["features", "image"] = "features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,9 @@ class Generator(nn.Module, ABC):
         provenance: Where the weights come from.
         precisions: Arithmetic that the stages can run in.
         exportable: False where the pictures hold chance that no graph can repeat.
+        discovery_defaults: What was published for training directions with this family, by the names of the
+            methods' options; empty where nothing was.
+        differentiable: False where images have no gradients with respect to latents.
 
     Raises:
         ContractError: Another number of `reads` than of stages, or classes that nothing reads.
@@ -86,6 +91,8 @@ class Generator(nn.Module, ABC):
 
     precisions: tuple[str, ...] = ("f32", "bf16")
     exportable: bool = True
+    differentiable: bool = True
+    discovery_defaults: ClassVar[Mapping[str, int | float | str]] = {}
     latent_mean: Tensor
 
     def __init__(

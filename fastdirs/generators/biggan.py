@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -226,6 +227,12 @@ class Biggan(Generator):
         classes alike: take class 0. Differs: norms are computed once, a shortcut's convolution comes before
         its doubling.
     """
+
+    # The arguments published with GANLatentDiscovery's BigGAN directions, of which there are 120.
+    discovery_defaults: ClassVar[Mapping[str, int | float | str]] = {
+        "reconstructor": "resnet18", "deformator": "ortho", "batch": 32, "steps": 100_000,
+        "directions_lr": 1e-4, "reconstructor_lr": 1e-4,
+    }  # fmt: skip
 
     def __init__(self, architecture: Architecture) -> None:
         widths, hier = architecture.widths, architecture.hier

@@ -83,6 +83,7 @@ class OnnxGraph(ZGenerator):
 
     # ONNX Runtime executes the file as it is, whatever torch is asked for.
     precisions = ("f32",)
+    differentiable = False
 
     def __init__(self, config: Json) -> None:
         z_dim = int(np.prod(config["z_shape"]))

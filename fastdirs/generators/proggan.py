@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,12 @@ class ProgGan(ZGenerator):
         Karras et al. 2018 (arXiv:1710.10196), table 2. Differs: the scale of each layer's weights is applied
         in the pixel norm before it, which is the same but for rounding.
     """
+
+    # GANLatentDiscovery's defaults; the batch of WarpedGANSpace.
+    discovery_defaults: ClassVar[Mapping[str, int | float | str]] = {
+        "reconstructor": "resnet18", "deformator": "proj", "batch": 8, "steps": 100_000,
+        "directions_lr": 1e-4, "reconstructor_lr": 1e-4,
+    }  # fmt: skip
 
     def __init__(self, z_dim: int, widths: list[int], img_channels: int, output: str) -> None:
         opening = nn.Sequential(

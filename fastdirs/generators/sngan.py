@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,12 @@ class SnGan(ZGenerator):
         Miyato et al. 2018 (arXiv:1802.05957), tables 3 and 4; the layers as in anvoynov/GANLatentDiscovery,
         models/SNGAN.
     """
+
+    # Published with GANLatentDiscovery and its re-implementations; the number of steps is not certain.
+    discovery_defaults: ClassVar[Mapping[str, int | float | str]] = {
+        "reconstructor": "lenet", "deformator": "proj", "batch": 128, "steps": 100_000,
+        "directions_lr": 1e-4, "reconstructor_lr": 1e-4,
+    }  # fmt: skip
 
     def __init__(self, z_dim: int, widths: list[int], img_channels: int, eps: float) -> None:
         linear = nn.Linear(z_dim, widths[0] * _FIRST_SIZE**2)

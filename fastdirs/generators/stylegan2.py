@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -243,6 +244,12 @@ class StyleGan2(Generator):
         NVIDIA's networks use for the last resolutions on a GPU is left out, its clamping is kept.
     """
 
+    # GANLatentDiscovery's defaults, in W.
+    discovery_defaults: ClassVar[Mapping[str, int | float | str]] = {
+        "reconstructor": "resnet18", "deformator": "ortho", "batch": 8, "steps": 100_000,
+        "directions_lr": 1e-4, "reconstructor_lr": 1e-4,
+    }  # fmt: skip
+
     def __init__(self, settings: Settings) -> None:
         blocks = len(settings.channels)
         layers = 2 * blocks
@@ -277,17 +284,19 @@ class StyleGan2(Generator):
         return w.repeat(1, self.num_layers // w.shape[1], 1)
 
     def factors(self) -> list[Factor]:
-        """The weights from w to the styles of every convolution, and of the last image.
+        """The weights from w to the styles of every convolution and of every image, in order of layers.
 
-        Images of lower resolutions read the same latent layer as the convolution beside them, and are left
-        out, as in the original of SeFa.
+        The image of a lower resolution reads the same latent layer as the convolution beside it.
         """
-        names = [f"stages.{layer}.convolution.affine" for layer in range(self.num_layers - 1)]
-        names.append(f"stages.{self.num_layers - 1}.rgb.affine")
-        return [
-            Factor(name, layer, self.get_parameter(f"{name}.weight").detach())
-            for layer, name in enumerate(names)
-        ]
+        found = []
+        for layer, stage in enumerate(self.stages):
+            if getattr(stage, "convolution", None) is not None:
+                name = f"stages.{layer}.convolution.affine"
+                found.append(Factor(name, layer, self.get_parameter(f"{name}.weight").detach()))
+            if getattr(stage, "rgb", None) is not None:
+                name = f"stages.{layer}.rgb.affine"
+                found.append(Factor(name, layer, self.get_parameter(f"{name}.weight").detach(), "image"))
+        return found
 
 
 @torch.no_grad()

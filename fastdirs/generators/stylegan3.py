@@ -275,10 +275,11 @@ class StyleGan3(Generator):
         """
         return [
             Factor(
-                f"stages.{layer}.affine", layer, self.get_parameter(f"stages.{layer}.affine.weight").detach()
+                f"stages.{layer}.affine", layer, self.get_parameter(f"stages.{layer}.affine.weight").detach(),
+                "image" if layer == self.num_layers - 1 else "features",
             )
             for layer in range(1, self.num_layers)
-        ]
+        ]  # fmt: skip
 
 
 def _user_transform(config: Json) -> Tensor:

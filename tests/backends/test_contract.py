@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array, Session
@@ -17,6 +18,7 @@ from fastdirs.graphs import SynthesisGraph
 from fastdirs.latents import sample_z
 from fastdirs.parity import compare, measure
 from fastdirs.recipe import DEFAULT_ACCEPT
+from fastdirs.tracing import trace
 
 MAX_BATCH = 8
 
@@ -68,6 +70,47 @@ def test_parity_with_torch(
     parity = measure(session, [latents], reference, (1, 2, MAX_BATCH))
     session.close()
     assert parity.within(DEFAULT_ACCEPT[precision]), parity
+
+
+class _SumAndDifference(nn.Module):
+    """Two inputs, and three outputs of different shapes."""
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x + y, (x - y).mean(dim=(1, 2, 3)), x.flatten(1)[:, :5]
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("several") / "several.onnx"
+    example = (torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+    trace(
+        _SumAndDifference(), example, path, ["x", "y"], ["sum", "difference", "row"], 18, {"name": "several"}
+    )
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@every_pair
+def test_all_outputs_come_in_order(backend: str, precision: str, batch: int, several: Path) -> None:
+    plugin = BACKENDS.load(backend)
+    session = plugin.open(several if plugin.runs == "graph" else _SumAndDifference(), precision, False)
+    # Values that bf16 holds exactly.
+    x = np.arange(12 * batch, dtype=np.float32).reshape(batch, 1, 3, 4) / 4
+    y = np.ones_like(x)
+    wanted = [x + y, (x - y).mean((1, 2, 3)), x.reshape(batch, -1)[:, :5]]
+    found = session.run_all([x, y])
+    first = session.run([x, y])
+    assert len(found) == 3
+    for mine, theirs in zip([*found, first], [*wanted, wanted[0]], strict=True):
+        assert mine.dtype == np.float32
+        assert mine.shape == theirs.shape
+        np.testing.assert_allclose(mine, theirs, rtol=0.01)
+    # Results are the caller's own.
+    kept = [each.copy() for each in found]
+    session.run_all([y, x])
+    for mine, theirs in zip(found, kept, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    session.close()
 
 
 @every_pair

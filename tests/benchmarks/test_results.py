@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+from fastdirs.discovery import METHODS
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+RESULTS = SCRIPTS / "results"
 FILES = sorted(RESULTS.glob("*.json"))
 KEYS = {"schema", "suite", "machine", "environment", "commit", "dirty", "settings", "rows"}
 MACHINE = {"processor", "cores", "memory_gib", "bf16_unit", "system", "gpu"}
@@ -16,6 +19,7 @@ ROW = {
     "name", "precision", "images_per_second", "low", "high", "error_mean", "error_max", "matrix_share",
     "failure", "extra",
 }  # fmt: skip
+DIRECTIONS_ROW = {"name", "directions", "trains", "cosines", "seconds"}
 SETTINGS = {
     "traverse-raw": {
         "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "best", "ratios",
@@ -23,6 +27,12 @@ SETTINGS = {
     "traverse-files": {"generator", "batch", "rounds", "images", "backend", "share_of_raw"},
     "traverse-memory": {"generator", "batch", "images", "resident_mib", "growth_mib"},
     "families": {"rounds", "networks", "matrix_tflops"},
+    "toy-directions": {
+        "generator", "img_resolution", "attributes", "seeds", "steps", "threads", "chance",
+    },
+    "reconstructor": {
+        "batch", "rounds", "img_resolution", "num_directions", "gflop_per_pair", "matrix_tflops",
+    },
 }  # fmt: skip
 
 every_result = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -40,8 +50,9 @@ def _refuse(constant: str) -> None:
 @pytest.mark.parametrize("suite", SETTINGS)
 def test_every_suite_has_a_result(suite: str) -> None:
     found = [path for path in FILES if path.name.startswith(f"{suite}--")]
-    script, _, part = suite.partition("-")
-    assert found, f"run: python benchmarks/{script}.py {part}"
+    script = suite.replace("-", "_")
+    command = f"{script}.py" if (SCRIPTS / f"{script}.py").is_file() else "{}.py {}".format(*suite.split("-"))
+    assert found, f"run: python benchmarks/{command}"
 
 
 @every_result
@@ -70,7 +81,26 @@ def test_settings(path: Path) -> None:
         assert all(ratio > 0 for ratio in settings["ratios"].values())
 
 
-@every_result
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("toy-directions")], ids=lambda path: path.stem
+)
+def test_rows_of_directions(path: Path) -> None:
+    content = read(path)
+    settings, rows = content["settings"], content["rows"]
+    named = [(row["name"], row["directions"]) for row in rows]
+    assert len(named) == len(set(named))
+    assert {row["name"].partition(",")[0] for row in rows} == set(METHODS.names())
+    for row in rows:
+        assert set(row) == DIRECTIONS_ROW
+        assert len(row["cosines"]) == len(row["seconds"]) == settings["seeds"] >= 3
+        assert {len(cosines) for cosines in row["cosines"]} == {len(settings["attributes"])}
+        assert all(0 <= cosine <= 1 for cosines in row["cosines"] for cosine in cosines)
+        assert all(0 < seconds < math.inf for seconds in row["seconds"])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not path.stem.startswith("toy-directions")], ids=lambda path: path.stem
+)
 def test_rows(path: Path) -> None:
     rows = read(path)["rows"]
     assert rows

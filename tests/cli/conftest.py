@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from fastdirs.cli import main
 from fastdirs.directions import DirectionBank
+from fastdirs.reconstructors import build_reconstructor, save_reconstructor
 
 Run = Callable[..., Result]
 
@@ -79,6 +80,14 @@ def bank_file(toy_bank: DirectionBank, tmp_path: Path) -> Path:
     """The bank of the toy of 32 pixels."""
     toy_bank.save(tmp_path / "bank.safetensors")
     return Path("bank.safetensors")
+
+
+@pytest.fixture
+def reconstructor_file(tmp_path: Path) -> Path:
+    """A small reconstructor with random weights."""
+    path = tmp_path / "reconstructor.safetensors"
+    save_reconstructor(build_reconstructor("lenet", 4, 1, 32), path, {"bank_sha256": "ab"})
+    return Path(path.name)
 
 
 @pytest.fixture

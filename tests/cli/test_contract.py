@@ -6,10 +6,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import chdir
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -20,7 +21,7 @@ from fastdirs.cli import COMMANDS, main
 README = Path(__file__).parents[2] / "README.md"
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "PIL", "rich"]
 # Their examples make the bank and the artefact that the other examples start from.
-MAKERS = ["discover", "export"]
+MAKERS = ["discover", "export", "bank"]
 _WITHOUT_PACKAGES = f"""
 import sys
 
@@ -34,6 +35,17 @@ from fastdirs.cli import main
 main(prog_name="fastdirs")
 """
 _MAX_HELP_S = 0.3
+
+
+def _found(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        for inner, each in command.commands.items():
+            yield from _found(f"{name} {inner}", each)
+
+
+# Every command by what one types, those of groups such as "bank merge" too.
+EVERY = dict(pair for name in COMMANDS.names() for pair in _found(name, COMMANDS.load(name)))
 
 
 def examples(help_text: str | None) -> list[list[str]]:
@@ -54,36 +66,36 @@ def skip_without_index(result: Result) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, random_dcgan: Callable[..., nn.Sequential]) -> Path:
-    """A folder with a checkpoint in which the examples of `discover` and `export` were followed."""
+    """A folder with a checkpoint in which the examples of the makers were followed."""
     folder = tmp_path_factory.mktemp("workplace")
     torch.save(random_dcgan().state_dict(), folder / "generator.pt")
     for name in MAKERS:
-        for example in examples(COMMANDS.load(name).help):
+        for example in examples(EVERY[name].help):
             result = follow(example, folder)
             assert result.exit_code == 0, result.output
     return folder
 
 
-@pytest.mark.parametrize("name", ["", *COMMANDS.names()])
+@pytest.mark.parametrize("name", ["", *EVERY])
 def test_help_needs_no_heavy_package(name: str) -> None:
-    command = [sys.executable, "-c", _WITHOUT_PACKAGES, *([name] if name else []), "-h"]
+    command = [sys.executable, "-c", _WITHOUT_PACKAGES, *name.split(), "-h"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"Usage: fastdirs {name}".strip() in done.stdout
     assert "Example:" in done.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_help_begins_with_a_short_sentence(name: str) -> None:
-    first = (COMMANDS.load(name).help or "").partition("\n")[0]
+    first = (EVERY[name].help or "").partition("\n")[0]
     assert first.endswith(".")
     # What `fastdirs --help` shows of a command; a longer one is cut off with three dots.
     assert len(first) <= 66
 
 
-@pytest.mark.parametrize("name", COMMANDS.names())
+@pytest.mark.parametrize("name", EVERY)
 def test_every_option_is_explained(name: str) -> None:
-    for parameter in COMMANDS.load(name).params:
+    for parameter in EVERY[name].params:
         if parameter.param_type_name == "option":
             assert getattr(parameter, "help", None), parameter.opts
 
@@ -91,11 +103,12 @@ def test_every_option_is_explained(name: str) -> None:
 def test_the_makers_make_what_the_other_examples_name(workplace: Path) -> None:
     assert (workplace / "bank.safetensors").is_file()
     assert (workplace / "artifact" / "manifest.json").is_file()
+    assert (workplace / "directions.npy").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS.names() if name not in MAKERS])
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in MAKERS])
 def test_examples_work(name: str, workplace: Path) -> None:
-    lines = examples(COMMANDS.load(name).help)
+    lines = examples(EVERY[name].help)
     assert lines
     for example in lines:
         result = follow(example, workplace)

@@ -58,7 +58,7 @@ def test_force_replaces_nothing_else(run: Callable[..., Result], tmp_path: Path)
 def test_an_option_of_the_method(run: Callable[..., Result]) -> None:
     result = run("discover", *SMALL_TOY, "--out", BANK, "-o", "normalize=none")
     assert result.exit_code == 0, result.output
-    assert load_bank(BANK).settings == {"normalize": "none"}
+    assert load_bank(BANK).settings == {"normalize": "none", "weights": "sefa"}
 
 
 def test_layers(run: Callable[..., Result]) -> None:

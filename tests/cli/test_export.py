@@ -6,6 +6,7 @@ import pytest
 from click.testing import Result
 
 from fastdirs.artifact import open_artifact
+from fastdirs.reconstructor_export import open_reconstructor_artifact
 
 SMALL_TOY = ("toy", "--generator-option", "resolution=32", "--lowering", "folded", "--max-batch", 4)
 RECIPE = """
@@ -100,3 +101,56 @@ def test_own_code(run: Callable[..., Result], own_module: str) -> None:
     result = run("export", "--generator", f"{own_module}:make", "--max-batch", 2, "--out", "artifact")
     assert result.exit_code == 0, result.output
     assert open_artifact("artifact").generator["name"] == "mine:make"
+
+
+def test_a_reconstructor(run: Callable[..., Result], reconstructor_file: Path, tmp_path: Path) -> None:
+    result = run("export", reconstructor_file, "--max-batch", 3, "--out", "artifact")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "artifact\n"
+    assert "f32 at batch 1, 2, 3: largest error of logits" in result.stderr
+    content = open_reconstructor_artifact("artifact").content
+    assert content["recorded"] == {"bank_sha256": "ab"}
+    assert content["batch"]["max"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", reconstructor_file.name]
+
+
+def test_a_reconstructor_with_json_and_force(
+    run: Callable[..., Result], run_json: Callable[..., Any], reconstructor_file: Path
+) -> None:
+    made = run_json("export", reconstructor_file, "--max-batch", 2, "--out", "artifact")
+    assert made == {"artifact": "artifact", **open_reconstructor_artifact("artifact").content}
+    refused = run("export", reconstructor_file, "--max-batch", 2, "--out", "artifact")
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    assert run("export", reconstructor_file, "--max-batch", 1, "--out", "artifact", "--force").exit_code == 0
+    assert open_reconstructor_artifact("artifact").content["batch"]["max"] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--lowering", "folded"),
+        ("--family", "dcgan"),
+        ("--generator", "mine:make"),
+        ("--generator-option", "resolution=32"),
+    ],
+)
+def test_a_reconstructor_is_no_generator(
+    arguments: tuple[str, str], run: Callable[..., Result], reconstructor_file: Path, tmp_path: Path
+) -> None:
+    result = run("export", reconstructor_file, *arguments, "--max-batch", 2, "--out", "artifact")
+    assert result.exit_code == 2
+    assert f"is a reconstructor, not a generator: leave out {arguments[0]}." in result.stderr
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_reconstructor_that_is_broken(
+    run: Callable[..., Result], reconstructor_file: Path, tmp_path: Path
+) -> None:
+    data = bytearray(reconstructor_file.read_bytes())
+    data[-4:] = b"\xff\xff\xff\x7f"
+    reconstructor_file.write_bytes(data)
+    result = run("export", reconstructor_file, "--out", "artifact")
+    assert result.exit_code == 1
+    assert "NaN or infinite values" in result.stderr
+    assert not (tmp_path / "artifact").exists()

@@ -17,12 +17,14 @@ from click.testing import Result
 from fastdirs.backends import BACKENDS
 from fastdirs.discovery import METHODS
 from fastdirs.generators import GENERATORS
+from fastdirs.interchange import BANK_FORMATS
 from fastdirs.zoo import ZOO, pulled_path
 
 NAMES = {
     "generators": GENERATORS.names,
     "methods": METHODS.names,
     "backends": BACKENDS.names,
+    "formats": BANK_FORMATS.names,
     "zoo": ZOO.names,
 }
 _WITHOUT_RUNTIMES = """

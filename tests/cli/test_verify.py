@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from click.testing import Result
@@ -31,3 +32,21 @@ def test_nothing_there(run: Callable[..., Result]) -> None:
     assert result.exit_code == 1
     assert "artifact does not exist" in result.stderr
     assert "fastdirs export" in result.stderr
+
+
+def test_an_exported_reconstructor(
+    run: Callable[..., Result], run_json: Callable[..., Any], reconstructor_file: Path
+) -> None:
+    assert run("export", reconstructor_file, "--max-batch", 2, "--out", "artifact").exit_code == 0
+    result = run("verify", "artifact")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("artifact: verified on ")
+    assert "largest error of logits" in result.stderr
+    rows = run_json("verify", "artifact/reconstructor.onnx")
+    assert {row["backend"] for row in rows} >= {"ort", "openvino_cpu"}
+    data = bytearray(Path("artifact/reference.safetensors").read_bytes())
+    data[-1] ^= 1
+    Path("artifact/reference.safetensors").write_bytes(data)
+    changed = run("verify", "artifact")
+    assert changed.exit_code == 1
+    assert "changed since its manifest was written" in changed.stderr

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.discovery import discover, parse_settings
-from fastdirs.discovery.sefa import Settings, find
 from fastdirs.errors import SelectionError, UnknownNameError
-from fastdirs.generators import GENERATORS, Factor, Generator
+from fastdirs.generators import Factor, Generator
+from fastdirs.generators.toy import ATTRIBUTES, Toy
 from fastdirs.loading import load_generator
-from fastdirs.module_generator import ModuleGenerator
 
 
 class Stack(Generator):
@@ -71,7 +70,7 @@ def test_equals_a_singular_value_decomposition(normalize: str, layers: list[int]
 def test_the_two_normalisations_differ() -> None:
     rows, raw = (discover(Stack(), "sefa", 4, settings={"normalize": n}) for n in ("rows", "none"))
     assert not torch.allclose(rows.scores, raw.scores)
-    assert discover(Stack(), "sefa", 4).settings == {"normalize": "rows"}
+    assert discover(Stack(), "sefa", 4).settings == {"normalize": "rows", "weights": "sefa"}
 
 
 def test_directions_are_eigenvectors_in_descending_order(
@@ -79,11 +78,13 @@ def test_directions_are_eigenvectors_in_descending_order(
 ) -> None:
     torch.save(random_dcgan(widths=(12, 20, 8)).state_dict(), tmp_path / "model.pt")
     generator = load_generator(tmp_path / "model.pt")
-    found = find(generator, 12, [0], Settings(normalize="none"), lambda done, total: None)
-    a = generator.factors()[0].weight.double()
+    found = discover(generator, "sefa", 12, settings={"normalize": "none"})
+    a = generator.factors()[0].weight
     v = found.directions[:, 0]
-    torch.testing.assert_close(v @ (a.T @ a), found.scores[:, None] * v)
-    torch.testing.assert_close(v @ v.T, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(
+        v @ (a.T @ a), found.scores[:, None] * v, rtol=0, atol=1e-4 * float(found.scores[0])
+    )
+    torch.testing.assert_close(v @ v.T, torch.eye(12), rtol=0, atol=1e-5)
     assert (found.scores.diff() <= 0).all()
 
 
@@ -110,19 +111,9 @@ def test_a_row_of_zeros_does_no_harm() -> None:
     assert torch.isfinite(bank.scores).all()
 
 
-def test_a_generator_without_such_weights_is_named() -> None:
-    class Nothing(nn.Module):
-        z_dim = 4
-
-        def forward(self, z: Tensor) -> Tensor:
-            return z[:, :3, None, None].expand(-1, 3, 8, 8).tanh()
-
-    with pytest.raises(SelectionError, match=r"sefa does not apply to nothing \(family custom\)"):
-        discover(ModuleGenerator(Nothing(), name="nothing"), "sefa", 2)
-
-
 def test_layers_that_no_weight_reads() -> None:
-    with pytest.raises(SelectionError, match=r"no weight of it reads layers \[2\] directly"):
+    message = r"No weight of stack reads layers \[2\] directly.*Choose among the layers that are read: 0, 1\."
+    with pytest.raises(SelectionError, match=message):
         discover(Stack(), "sefa", 2, [2])
 
 
@@ -136,6 +127,7 @@ def test_no_layers_at_all() -> None:
     [
         ({"normalise": "rows"}, UnknownNameError, "Did you mean 'normalize'"),
         ({"normalize": "columns"}, SelectionError, "normalize='columns' is unknown. Expected rows or none"),
+        ({"weights": "genforce"}, SelectionError, "weights='genforce' is unknown. Expected sefa, rosinality"),
     ],
 )
 def test_bad_settings(settings: dict[str, str], error: type[Exception], message: str) -> None:
@@ -166,14 +158,82 @@ def test_settings_of_another_type(values: dict[str, str]) -> None:
         parse_settings("m", Various, values)
 
 
-def test_layers_that_are_parts_of_z_are_factorised_each_for_itself() -> None:
-    config = {
-        "widths": [24, 24, 16, 16], "bottom": 4, "channels": 3, "attention": [1], "classes": 5,
-        "shared_dim": 8, "dim": 4, "hier": True, "sn_eps": 1e-6, "bn_eps": 1e-5,
+@pytest.mark.parametrize("normalize", ["rows", "none"])
+def test_it_finds_the_true_directions(toy: Generator, normalize: str) -> None:
+    assert isinstance(toy, Toy)
+    bank = discover(toy, "sefa", len(ATTRIBUTES), settings={"normalize": normalize})
+    cosines = (toy.true_directions().flatten(1) @ bank.directions.flatten(1).T).abs()
+    torch.testing.assert_close(cosines, torch.eye(len(ATTRIBUTES)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["sefa", "rosinality", "all"])
+def test_the_images_that_belong_to_a_set(weights: str) -> None:
+    class Images(Stack):
+        def factors(self) -> list[Factor]:
+            return [
+                Factor(f.name, f.layer, f.weight, "image" if f.layer else "features")
+                for f in super().factors()
+            ]
+
+    kept = {"sefa": [0, 2], "rosinality": [0, 1], "all": [0, 1, 2]}[weights]
+    images = Images()
+    bank = discover(images, "sefa", 4, settings={"weights": weights, "normalize": "none"})
+    vectors, values = by_hand([images.weights[index] for index in kept], normalize=False)
+    np.testing.assert_allclose(bank.scores.numpy(), values[:4], rtol=1e-5)
+    np.testing.assert_allclose(
+        np.abs((bank.directions[:, 0].numpy() * vectors[:4]).sum(axis=1)), 1, atol=1e-5
+    )
+
+
+def test_stylegan2_is_stacked_as_either_code_does(random_generator: Callable[[str], Generator]) -> None:
+    generator = random_generator("stylegan2")
+    # Six layers: convolutions read the first five, images the second, the fourth and the last.
+    convolutions = [f"stages.{layer}.convolution.affine" for layer in range(5)]
+    images = {
+        "sefa": ["stages.5.rgb.affine"], "rosinality": ["stages.1.rgb.affine"],
+        "all": [f"stages.{layer}.rgb.affine" for layer in (1, 3, 5)],
     }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = GENERATORS.load("biggan").build(config)
+    for weights, last in images.items():
+        stacked = [generator.get_parameter(f"{name}.weight") for name in [*convolutions, *last]]
+        vectors, values = by_hand(stacked, normalize=False)
+        bank = discover(generator, "sefa", 3, settings={"weights": weights, "normalize": "none"})
+        np.testing.assert_allclose(bank.scores.numpy(), values[:3], rtol=1e-4)
+        cosines = np.abs((bank.directions[:, 0].numpy() * vectors[:3]).sum(axis=1))
+        np.testing.assert_allclose(cosines, 1, atol=1e-4)
+
+
+def test_the_three_sets_are_one_where_there_are_no_images(
+    random_generator: Callable[[str], Generator],
+) -> None:
+    generator = random_generator("biggan_deep")
+    banks = [
+        discover(generator, "sefa", 3, settings={"weights": name}) for name in ("sefa", "rosinality", "all")
+    ]
+    assert banks[0].sha256 == banks[1].sha256 == banks[2].sha256
+
+
+def test_an_image_layer_that_the_set_leaves_out(random_generator: Callable[[str], Generator]) -> None:
+    generator = random_generator("stylegan2")
+    assert len(discover(generator, "sefa", 2, [5])) == 2
+    with pytest.raises(SelectionError, match=r"reads layers \[5\] directly.*are read: 0, 1, 2, 3, 4\."):
+        discover(generator, "sefa", 2, [5], {"weights": "rosinality"})
+
+
+def test_biggan_deep_stacks_all_places_where_z_enters(random_generator: Callable[[str], Generator]) -> None:
+    generator = random_generator("biggan_deep")
+    assert not generator.chunked
+    vectors, values = by_hand([f.weight for f in generator.factors() if f.layer in (1, 2)], normalize=True)
+    bank = discover(generator, "sefa", 4, [1, 2])
+    np.testing.assert_allclose(bank.scores.numpy(), values[:4], rtol=1e-4)
+    np.testing.assert_allclose(
+        np.abs((bank.directions[:, 1].numpy() * vectors[:4]).sum(axis=1)), 1, atol=1e-3
+    )
+
+
+def test_layers_that_are_parts_of_z_are_factorised_each_for_itself(
+    random_generator: Callable[[str], Generator],
+) -> None:
+    generator = random_generator("biggan")
     assert generator.chunked
     bank = discover(generator, "sefa", num_directions=4, layers=[0, 2])
     edited = bank.directions.any(dim=2)
@@ -189,3 +249,16 @@ def test_layers_that_are_parts_of_z_are_factorised_each_for_itself() -> None:
             assert abs(float(cosine)) == pytest.approx(1, abs=1e-5)
     # One standard normal coordinate, whatever the number of layers.
     torch.testing.assert_close(bank.scales, torch.ones(4), rtol=0.1, atol=0)
+
+
+def test_more_directions_than_the_weights_have_room_for(random_generator: Callable[[str], Generator]) -> None:
+    generator = random_generator("biggan")
+
+    class Fewer(type(generator)):  # type: ignore[misc]
+        def factors(self) -> list[Factor]:
+            return [factor for factor in super().factors() if factor.layer in (0, 2)]
+
+    generator.__class__ = Fewer
+    message = r"sefa finds 4 directions in layers \[1, 2\] of biggan, fewer than 5.*read layers 0, 2 directly"
+    with pytest.raises(SelectionError, match=message):
+        discover(generator, "sefa", 5, [1, 2])

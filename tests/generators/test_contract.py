@@ -286,6 +286,17 @@ def test_nothing_can_be_trained_by_accident(generator: Generator) -> None:
     assert not [name for name, module in generator.named_modules() if module.training]
 
 
+def test_gradients_are_there_where_promised(generator: Generator, latents: Tensor, c: Tensor | None) -> None:
+    given = latents.clone().requires_grad_()
+    if not generator.differentiable:
+        with pytest.raises(ContractError, match="no gradients"):
+            generator.synthesis(given, c)
+        return
+    (slope,) = torch.autograd.grad(generator.synthesis(given, c).square().sum(), given)
+    assert torch.isfinite(slope).all()
+    assert slope[:, list(generator.editable)].abs().amax(dim=2).all()
+
+
 def test_factors_multiply_a_layer_that_exists(generator: Generator) -> None:
     for factor in generator.factors():
         assert 0 <= factor.layer < generator.num_layers

@@ -187,8 +187,10 @@ def test_latents_can_be_optimised() -> None:
 def test_factors_are_the_affine_weights_of_each_layer() -> None:
     generator = small()
     factors = generator.factors()
-    assert [factor.layer for factor in factors] == list(range(generator.num_layers))
-    assert [len(factor.weight) for factor in factors] == [9, 9, 8, 8, 7, 7, 6, 6]
+    # A convolution in every layer but the last, an image in every odd one.
+    assert [factor.layer for factor in factors] == [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7]
+    assert [len(factor.weight) for factor in factors] == [9, 9, 9, 8, 8, 8, 7, 7, 7, 6, 6]
+    assert [factor.layer for factor in factors if factor.role == "image"] == [1, 3, 5, 7]
     latents = with_latents(generator)
     for factor in factors:
         assert torch.equal(factor.weight, generator.get_parameter(f"{factor.name}.weight"))

@@ -235,6 +235,7 @@ def test_factors_are_the_styles_of_every_convolution() -> None:
     factors = generator.factors()
     assert [factor.layer for factor in factors] == [1, 2, 3, 4, 5]
     assert [tuple(factor.weight.shape) for factor in factors] == [(8, 8), (8, 8), (8, 8), (6, 8), (5, 8)]
+    assert [factor.role for factor in factors] == ["features"] * 4 + ["image"]
     for factor in factors:
         assert torch.equal(factor.weight, generator.get_parameter(f"{factor.name}.weight"))
     assert discover(generator, "sefa", num_directions=3).shift(0, 1.0).shape == (6, 8)

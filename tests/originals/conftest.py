@@ -233,8 +233,7 @@ PASSED_OVER = {
     r"embedding": "inside the synthesis; the images depend on it",
     r"sefa_codes|sefa_\w+_(layers|boundaries|distances)": "given to img_sefa_*",
     r"sefa_\w+_(eigenvalues|top8_\w+)": "compared by test_sefa.py",
-    r"factor_(singular_values|abscos_top10|eigvec_top10_signfixed)": "of weights that include ToRGB layers, "
-    "which no published set of directions edits; img_factor compares the edit itself",
+    r"factor_(singular_values|abscos_top10|eigvec_top10_signfixed)": "compared by test_sefa.py",
 }  # fmt: skip
 
 INPUTS = {

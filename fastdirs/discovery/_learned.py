@@ -1,0 +1,110 @@
+"""What methods that train have in common: settings -> a trained pair -> what was found."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from fastdirs.deformators import Deformator
+from fastdirs.discovery import Found, Search
+from fastdirs.generators import Generator
+from fastdirs.machine import process_rank
+from fastdirs.reconstructors import build_reconstructor, save_reconstructor
+from fastdirs.training import train
+from fastdirs.training_settings import TrainingSettings
+from fastdirs.training_state import RECONSTRUCTOR_FILE
+
+NUM_KNOTS = 25
+
+
+def learn(
+    search: Search,
+    method: str,
+    settings: TrainingSettings,
+    build: Callable[[], Deformator],
+    centroid: Callable[[], nn.Module] | None = None,
+    centroid_weight: float = 0.0,
+    per_direction: int = 1,
+) -> Found:
+    """Train a deformator and a reconstructor; directions that are recognised best come first.
+
+    Args:
+        search: What is asked for.
+        method: Registered name.
+        settings: Resolved.
+        build: Makes the deformator; random numbers are seeded.
+        centroid: Makes the centroid loss.
+        centroid_weight: Its weight.
+        per_direction: Pairs of each direction in a batch.
+
+    Raises:
+        TrainingError: The loss is no number any more.
+        OutputError: The folder holds something else, or a run with other settings.
+        SelectionError: A setting out of range.
+        UnknownNameError: No such deformator or reconstructor.
+    """
+    generator, space, count = search.generator, search.space, search.num_directions
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        deformator = build()
+        reconstructor = build_reconstructor(
+            settings.reconstructor, count, generator.img_channels, settings.resize
+        )
+        loss = None if centroid is None else centroid()
+    # Of the settings, steps alone may grow, so it stands by itself.
+    fixed = asdict(settings)
+    steps = fixed.pop("steps")
+    asked = {
+        "steps": steps,
+        "method": method,
+        "generator": {key: generator.identity()[key] for key in ("weights_sha256", "config_sha256")},
+        "directions": count,
+        "layers": list(space.layers),
+        "settings": fixed,
+    }
+    accuracy = train(
+        space, deformator, reconstructor, settings, folder=search.folder, asked=asked, centroid=loss,
+        centroid_weight=centroid_weight, per_direction=per_direction, progress=search.progress,
+        report=search.report,
+    )  # fmt: skip
+    order = accuracy.argsort(descending=True, stable=True)
+    deformator, reconstructor = deformator.cpu(), reconstructor.cpu()
+    reconstructor.reorder(order)
+    vectors, knots, lengths = _vectors(deformator, settings.shift_scale)
+    found = Found(vectors=vectors[order], knots=knots, scores=accuracy[order], settings=asdict(settings))
+    bank = space.bank(found.vectors, found.scores, method, {}, knots)
+    # The bank fixes signs; the reconstructor was taught the others.
+    given = space.spread(found.vectors)
+    turned = (bank.chords() * (given if knots is None else given[:, -1])).sum(dim=(1, 2)) < 0
+    lengths = lengths[order] * torch.where(turned, -1.0, 1.0)
+    if search.folder is not None and process_rank() == 0:
+        content = {
+            "generator": generator.identity(),
+            "shifts": asdict(settings.shifts),
+            "lengths": lengths.tolist(),
+            "training": {"seed": settings.seed, "batch": settings.batch, "steps": settings.steps},
+            "bank_sha256": bank.sha256,
+        }
+        save_reconstructor(reconstructor, search.folder / RECONSTRUCTOR_FILE, content)
+    return found
+
+
+def _vectors(deformator: Deformator, reach: float) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Unit vectors and their lengths before, or paths, their knots and ones."""
+    if deformator.straight:
+        vectors = deformator.paths(torch.ones(1))[:, 0]
+        lengths = vectors.norm(dim=1)
+        return vectors / lengths[:, None], None, lengths
+    knots = torch.linspace(-reach, reach, NUM_KNOTS)
+    paths = deformator.paths(knots)
+    # Rounding may leave a trace of a shift where there is none.
+    paths[:, NUM_KNOTS // 2] = 0
+    return paths, knots, torch.ones(len(paths))
+
+
+def refuses(generator: Generator) -> str:
+    """Why a method that trains does not apply to a generator; "" if it does."""
+    if generator.differentiable:
+        return ""
+    return "it trains through the generator, which exists as a graph without gradients."

@@ -1,0 +1,175 @@
+"""Directions and a reconstructor, trained together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdirs.deformators import DEFORMATORS
+from fastdirs.directions import load_bank
+from fastdirs.discovery import discover
+from fastdirs.discovery.voynov import Settings
+from fastdirs.errors import OutputError, SelectionError, UnknownNameError
+from fastdirs.frozen import FrozenGenerator
+from fastdirs.generators import Generator
+from fastdirs.pairs import ShiftDistribution, draw_pairs
+from fastdirs.reconstructors import load_reconstructor
+from fastdirs.training_log import read_log
+
+QUICK = {
+    "steps": "6",
+    "batch": "8",
+    "log_every": "2",
+    "save_every": "2",
+    "precision": "f32",
+    "held_out": "16",
+    "picture_every": "0",
+}
+
+
+@pytest.mark.parametrize("deformator", DEFORMATORS)
+def test_every_deformator_becomes_a_bank(toy: Generator, deformator: str, tmp_path: Path) -> None:
+    bank = discover(toy, "voynov", 4, settings={**QUICK, "deformator": deformator}, folder=tmp_path / "run")
+    assert bank.curved == (deformator == "fc")
+    assert bank.settings["deformator"] == deformator
+    assert bank.settings["reconstructor"] == "small"
+    assert (bank.scores.diff() <= 0).all()
+    if not bank.curved:
+        torch.testing.assert_close(bank.directions.flatten(1).norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("deformator", ["linear", "proj", "fc"])
+def test_bank_and_reconstructor_agree_on_order_sign_and_length(
+    toy: Generator, deformator: str, tmp_path: Path
+) -> None:
+    settings = {
+        **QUICK,
+        "steps": "300",
+        "batch": "32",
+        "log_every": "50",
+        "save_every": "300",
+        "deformator": deformator,
+    }
+    bank = discover(toy, "voynov", 4, settings=settings, folder=tmp_path / "run")
+    reconstructor, content = load_reconstructor(tmp_path / "run" / "reconstructor.safetensors")
+    synthesis = FrozenGenerator(toy, torch.device("cpu"), "f32")
+    pairs = draw_pairs(toy, 4, ShiftDistribution(**content["shifts"]), 256, 0, first_seed=0)
+    latents, _ = synthesis.latents(pairs.z, None)
+    lengths = torch.tensor(content["lengths"])[pairs.directions]
+    shifts = [
+        bank.shift(int(k), float(e * length))
+        for k, e, length in zip(pairs.directions, pairs.epsilons, lengths, strict=True)
+    ]
+    with torch.no_grad():
+        logits, epsilon, _ = reconstructor(
+            synthesis(latents, None), synthesis(latents + torch.stack(shifts), None)
+        )
+    accuracy = (logits.argmax(dim=1) == pairs.directions).float().mean()
+    assert abs(accuracy - bank.scores.mean()) < 0.15
+    assert accuracy > 0.5
+    assert torch.corrcoef(torch.stack([epsilon, pairs.epsilons]))[0, 1] > 0.4
+
+
+def test_directions_of_parts_of_z_span_all_of_them(tmp_path: Path) -> None:
+    from fastdirs.generators.biggan import GENERATOR
+
+    config = _small_biggan()
+    torch.manual_seed(0)
+    generator = GENERATOR.build(config)
+    bank = discover(generator, "voynov", generator.dim + 1, settings={**QUICK, "reconstructor": "small"})
+    assert generator.chunked
+    assert bank.directions.abs().amax(dim=(0, 2)).min() > 0
+    torch.testing.assert_close(bank.directions.flatten(1).norm(dim=1), torch.ones(len(bank)))
+
+
+def _small_biggan() -> dict[str, object]:
+    from tests.generators.test_contract import CONFIGS
+
+    return dict(CONFIGS["biggan"])
+
+
+def test_layers(layered: Generator) -> None:
+    bank = discover(layered, "voynov", 3, layers=[1], settings=QUICK)
+    assert not bank.directions[:, [0, 2]].any()
+    assert bank.directions[:, 1].norm(dim=1).allclose(torch.ones(3))
+
+
+def test_conditional_generators(conditional: Generator, classes: Generator) -> None:
+    for generator in (conditional, classes):
+        bank = discover(generator, "voynov", 2, settings=QUICK)
+        assert bank.layers == generator.editable
+
+
+def test_a_run_with_other_settings_is_not_continued(toy: Generator, tmp_path: Path) -> None:
+    discover(toy, "voynov", 3, settings=QUICK, folder=tmp_path / "run")
+    for changed, message in (
+        ({"batch": "16"}, "batch=8, not batch=16"),
+        ({"deformator": "ortho"}, "deformator=proj"),
+    ):
+        with pytest.raises(OutputError, match=message):
+            discover(toy, "voynov", 3, settings={**QUICK, **changed}, folder=tmp_path / "run")
+    with pytest.raises(OutputError, match="directions=3, not directions=4"):
+        discover(toy, "voynov", 4, settings=QUICK, folder=tmp_path / "run")
+
+
+def test_mistakes(toy: Generator) -> None:
+    with pytest.raises(UnknownNameError, match=r"no deformator 'orto'.*'ortho'"):
+        discover(toy, "voynov", 3, settings={"deformator": "orto"})
+    with pytest.raises(UnknownNameError, match=r"no reconstructor 'resnet'.*'resnet18'"):
+        discover(toy, "voynov", 3, settings={**QUICK, "reconstructor": "resnet"})
+    with pytest.raises(SelectionError, match="17 directions are out of range"):
+        discover(toy, "voynov", 17, settings=QUICK)
+    assert asdict(Settings())["shift_weight"] == 0.25
+
+
+def command(out: Path, steps: int, *before: str) -> list[str]:
+    options = {**QUICK, "steps": str(steps), "save_every": "10", "log_every": "10"}
+    return [
+        sys.executable, "-W", "ignore", "-m", *before, "fastdirs", "discover", "toy", "--method", "voynov",
+        "--generator-option", "resolution=32", "--directions", "3", "--out", str(out),
+        *(part for name, value in options.items() for part in ("-o", f"{name}={value}")),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    assert subprocess.run(command(whole, 400), check=False).returncode == 0
+    process = subprocess.Popen(command(killed, 400))
+    deadline = time.monotonic() + 240
+    # Somewhere between two checkpoints, not before the first.
+    while len(read_log(tmp_path / "killed.run")) < 7:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    assert subprocess.run(command(killed, 400), check=False).returncode == 0
+    assert killed.read_bytes() == whole.read_bytes()
+    for name in ("checkpoint.safetensors", "reconstructor.safetensors", "log.jsonl"):
+        assert (tmp_path / "killed.run" / name).read_bytes() == (tmp_path / "whole.run" / name).read_bytes()
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command(one, 10), env=environment, check=False).returncode == 0
+    launched = command(two, 10, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    done = subprocess.run(launched, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # One of them speaks.
+    assert done.stdout.strip() == str(two)
+    banks = [load_bank(path) for path in (one, two)]
+    assert banks[0].settings == banks[1].settings
+    # Batch norms see half a batch each, so not the same bits.
+    cosines = (banks[0].directions.flatten(1) @ banks[1].directions.flatten(1).T).abs().amax(dim=1)
+    assert cosines.min() > 0.97
+    steps = [[line["step"] for line in read_log(path.with_suffix(".run"))] for path in (one, two)]
+    assert steps[0] == steps[1] == [10]
