@@ -12,17 +12,22 @@ The map, each level importing only from those above it:
       recipe                          what an export asks for (TOML)
     checkpoints/, machine, zoo/       safe readers; timing and machine facts; real generators as data
     directions, generators/           the direction bank; the generator contract, one file per family
-    module_generator, identification  the user's own torch module; which family a checkpoint is of
-    lowering/, discovery/,            pure rewrites before export; one file per method;
-      backends/, loading, graphs,     one file per runtime; what the user names -> generator; what is traced;
+    module_generator, identification, the user's own torch module; which family a checkpoint is of;
+      shift_space, pairs,             the edited layers as one vector; what is shifted, along what, how far;
+      deformators, reconstructors/    direction and epsilon -> shift; an image pair -> direction and epsilon
+    lowering/, interchange/,          pure rewrites before export; direction files of other programs;
+      bank_editing, backends/,        labels, merge, select; one file per runtime;
+      loading, graphs,                what the user names -> generator; what is traced;
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
     parity, throughput, download,     error against torch; images per second; fetching zoo entries;
       tracing                         a module becomes one ONNX file
-    export, selection                 trace, verify, write; which backend is fastest here
-    runtime, bench, inspection,       an opened backend; every backend measured; what a file holds;
-      writers/                        strips, grids, atlas, video
+    training/                         one loop for all methods that train
+    discovery/, selection, export,    one file per method; the fastest backend here; trace, verify, write;
+      reconstructor_export            the same for reconstructors
+    runtime, reconstructor_runtime,   an opened backend, for images and for what is seen in them;
+      bench, inspection, writers/     every backend measured; what a file holds; strips, grids, atlas, video
     gallery, samples                  the pipeline that fills a folder; what plain sampling renders
-    rendering                         plain sampling: images, a grid, or one array
+    rendering, evaluation/            plain sampling: images, a grid, or one array; how good directions are
     cli/                              click: parse, call one function, print
 """
 
@@ -36,9 +41,12 @@ if TYPE_CHECKING:
     from fastdirs.directions import load_bank as load_bank
     from fastdirs.discovery import discover as discover
     from fastdirs.download import pull as pull
+    from fastdirs.evaluation import evaluate as evaluate
     from fastdirs.export import export_generator as export_generator
     from fastdirs.gallery import traverse as traverse
     from fastdirs.generators import Generator as Generator
+    from fastdirs.interchange import export_bank as export_bank
+    from fastdirs.interchange import import_bank as import_bank
     from fastdirs.loading import convert as convert
     from fastdirs.loading import load_generator as load_generator
     from fastdirs.module_generator import ModuleGenerator as ModuleGenerator
@@ -51,7 +59,10 @@ _PUBLIC = {
     "ModuleGenerator": "module_generator",
     "convert": "loading",
     "discover": "discovery",
+    "evaluate": "evaluation",
+    "export_bank": "interchange",
     "export_generator": "export",
+    "import_bank": "interchange",
     "load_bank": "directions",
     "load_generator": "loading",
     "open_runtime": "runtime",

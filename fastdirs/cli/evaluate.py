@@ -79,7 +79,7 @@ def evaluate(
     from fastdirs.cli._console import note, progress_bar, show_json
     from fastdirs.directions import load_bank
     from fastdirs.evaluation import EvaluationSettings
-    from fastdirs.report import PAGE_FILE, report
+    from fastdirs.evaluation.report import PAGE_FILE, report
 
     loaded = load_bank(bank)
     settings = EvaluationSettings(seeds, batches, steps, backend, precision)

@@ -11,9 +11,9 @@ from fastdirs.discovery import Found, Search
 from fastdirs.generators import Generator
 from fastdirs.machine import process_rank
 from fastdirs.reconstructors import build_reconstructor, save_reconstructor
-from fastdirs.training import train
-from fastdirs.training_settings import TrainingSettings
-from fastdirs.training_state import RECONSTRUCTOR_FILE
+from fastdirs.training.loop import train
+from fastdirs.training.settings import TrainingSettings
+from fastdirs.training.state import RECONSTRUCTOR_FILE
 
 NUM_KNOTS = 25
 

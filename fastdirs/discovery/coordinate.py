@@ -23,7 +23,7 @@ def find(search: Search, settings: Settings) -> Found:
         All scores are 0: nothing was looked at.
 
     Source:
-        Voynov & Babenko, ICML 2020 (arXiv:2002.03754), section 4.2, compare with coordinate axes.
+        Voynov & Babenko, ICML 2020 (arXiv:2002.03754), compare with coordinate axes.
     """
     vectors = torch.eye(search.num_directions, search.space.size)
     search.progress(1, 1)

@@ -72,8 +72,8 @@ def find(search: Search, settings: Settings) -> Found:
             fit into memory, or variance along fewer axes than directions.
 
     Source:
-        Haerkoenen et al., NeurIPS 2020 (arXiv:2004.02546), sections 2.1 and 2.2. Differs: exact, where the
-        authors' code runs an incremental PCA; the same samples are decomposed and led back; where layers are
+        Haerkoenen et al., NeurIPS 2020 (arXiv:2004.02546), section 2.2. Differs: exact, where the authors'
+        code runs an incremental PCA; the same samples are decomposed and led back; where layers are
         parts of z, those that the stage has not read take no part.
     """
     stage = _chosen_stage(search, settings)

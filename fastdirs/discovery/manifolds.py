@@ -10,7 +10,7 @@ from fastdirs.deformators import Deformator
 from fastdirs.discovery import Found, Method, Search
 from fastdirs.discovery._learned import learn, refuses
 from fastdirs.errors import SelectionError
-from fastdirs.training_settings import TrainingSettings, option
+from fastdirs.training.settings import TrainingSettings, option
 
 
 @dataclass(frozen=True)

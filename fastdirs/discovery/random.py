@@ -38,8 +38,8 @@ def find(search: Search, settings: Settings) -> Found:
         All scores are 0: nothing was looked at.
 
     Source:
-        Voynov & Babenko, ICML 2020 (arXiv:2002.03754), section 4.2, compare with random directions. Differs:
-        theirs need not stand at right angles.
+        Voynov & Babenko, ICML 2020 (arXiv:2002.03754), compare with random directions; orthonormal in their
+        code too. Differs: a seed, so that the same ones are drawn again.
     """
     rows = np.random.RandomState(settings.seed).randn(search.num_directions, search.space.size)
     q, r = torch.linalg.qr(torch.from_numpy(rows).T)

@@ -6,7 +6,7 @@ from fastdirs.deformators import DEFORMATORS, build_deformator
 from fastdirs.discovery import Found, Method, Search
 from fastdirs.discovery._learned import learn, refuses
 from fastdirs.registry import unknown_name
-from fastdirs.training_settings import TrainingSettings, option
+from fastdirs.training.settings import TrainingSettings, option
 
 
 @dataclass(frozen=True)

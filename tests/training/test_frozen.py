@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastdirs.frozen import FrozenGenerator
 from fastdirs.generators import Generator
+from fastdirs.training.frozen import FrozenGenerator
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastdirs import direction_scores as scores
 from fastdirs.errors import ShapeError
+from fastdirs.evaluation import direction_scores as scores
 from fastdirs.generators import Generator
 from fastdirs.generators.toy import ATTRIBUTES, Toy
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdirs.errors import OutputError, TrainingError
-from fastdirs.training_state import load_state, run_folder, save_state
+from fastdirs.training.state import load_state, run_folder, save_state
 
 ASKED = {"steps": 10, "method": "voynov", "settings": {"batch": 32, "deformator": "proj"}}
 

@@ -14,9 +14,9 @@ import pytest
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import FastdirsError, OutputError, SelectionError
 from fastdirs.evaluation import Evaluation, EvaluationSettings
+from fastdirs.evaluation.report import FIGURES, page, report
 from fastdirs.generators import Generator
 from fastdirs.manifest import read_json
-from fastdirs.report import FIGURES, page, report
 
 SMALL = EvaluationSettings(seeds=5, batches=2)
 HOSTILE = """"><script>alert('{{ 7 * 7 }}')</script>&amp;"""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fastdirs.errors import ShapeError
-from fastdirs.recognition import Recognition, interval
+from fastdirs.evaluation.recognition import Recognition, interval
 
 
 def answers(taken_for: list[int]) -> np.ndarray:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdirs import dvn
 from fastdirs.errors import ShapeError
+from fastdirs.evaluation import dvn
 
 
 def pictures(first: int, count: int, varies: bool = True) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fastdirs.errors import FastdirsError, SelectionError, ShapeError
-from fastdirs.real_pictures import load_real
+from fastdirs.evaluation.real_pictures import load_real
 
 MNIST = Path(os.environ.get("FASTDIRS_FIXTURES", "../shared/fixtures")).parent / "data" / "mnist.npz"
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fastdirs import direction_scores
-from fastdirs.strip_figures import StripFigures, cells
+from fastdirs.evaluation import direction_scores
+from fastdirs.evaluation.strip_figures import StripFigures, cells
 
 EPSILONS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from fastdirs.artifact import Artifact
 from fastdirs.errors import BackendError
+from fastdirs.evaluation.single_images import SingleImages
 from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
 from fastdirs.runtime import open_runtime
-from fastdirs.single_images import SingleImages
 
 
 @pytest.mark.parametrize("count", [1, 4, 10])

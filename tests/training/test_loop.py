@@ -13,10 +13,10 @@ from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
 from fastdirs.reconstructors import build_reconstructor, load_reconstructor
 from fastdirs.shift_space import ShiftSpace
-from fastdirs.training import train, train_reconstructor
-from fastdirs.training_log import read_log
-from fastdirs.training_settings import TrainingSettings
-from fastdirs.training_state import STATE_FILE
+from fastdirs.training.log import read_log
+from fastdirs.training.loop import train, train_reconstructor
+from fastdirs.training.settings import TrainingSettings
+from fastdirs.training.state import STATE_FILE
 
 QUICK = TrainingSettings(
     steps=12, batch=8, log_every=2, save_every=4, picture_every=12, held_out=16, precision="f32",

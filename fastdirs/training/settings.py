@@ -75,7 +75,14 @@ class TrainingSettings:
         return ShiftDistribution(self.distribution, self.shift_scale, self.min_shift)
 
     def resolved(self: S, generator: Generator) -> S:
-        """The settings with everything decided that was left open."""
+        """The settings with everything decided that was left open.
+
+        Args:
+            generator: Whose family's published values are taken, before the usual ones.
+
+        Raises:
+            SelectionError: A `resize` that does not divide the picture.
+        """
         resolution = generator.img_resolution
         usual = {**USUAL, "resize": min(resolution, 256), **generator.discovery_defaults}
         cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())

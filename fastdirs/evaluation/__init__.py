@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdirs import direction_scores, dvn
 from fastdirs.artifact import Artifact
 from fastdirs.backends import Array
 from fastdirs.directions import DirectionBank
@@ -23,19 +22,20 @@ from fastdirs.errors import (
     MissingDependencyError,
     SelectionError,
 )
+from fastdirs.evaluation import direction_scores, dvn
+from fastdirs.evaluation.real_pictures import load_real
+from fastdirs.evaluation.recognition import Recognition
+from fastdirs.evaluation.single_images import Row, SingleImages
+from fastdirs.evaluation.strip_figures import StripFigures, cells
 from fastdirs.generators import Generator
 from fastdirs.images import encode, strip, to_uint8
 from fastdirs.manifest import Json, manifest
 from fastdirs.pairs import FIRST_TRAINING_SEED, ShiftDistribution, draw_pairs
-from fastdirs.real_pictures import load_real
-from fastdirs.recognition import Recognition
 from fastdirs.reconstructor_runtime import ReconstructorRuntime, open_reconstructor
 from fastdirs.reconstructors import save_reconstructor
 from fastdirs.registry import install_hint
 from fastdirs.runtime import Runtime, open_runtime
 from fastdirs.selection import AUTO
-from fastdirs.single_images import Row, SingleImages
-from fastdirs.strip_figures import StripFigures, cells
 
 KIND = "evaluation"
 RECONSTRUCTOR_FILE = "reconstructor.safetensors"
@@ -160,7 +160,7 @@ def _train(
         )
     try:
         # Only here: whoever has a reconstructor needs nothing that trains one.
-        from fastdirs.training import train_reconstructor
+        from fastdirs.training.loop import train_reconstructor
     except ModuleNotFoundError as error:
         missing = error.name or ""
         raise MissingDependencyError(

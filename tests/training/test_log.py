@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdirs.images import decode
-from fastdirs.training_log import TrainingLog, read_log
+from fastdirs.training.log import TrainingLog, read_log
 
 
 def test_lines_and_pictures(tmp_path: Path) -> None:

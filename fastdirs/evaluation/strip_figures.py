@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastdirs import direction_scores
 from fastdirs.backends import Array
+from fastdirs.evaluation import direction_scores
 from fastdirs.images import GREY_LEVELS
 from fastdirs.manifest import Json
 

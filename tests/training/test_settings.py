@@ -7,7 +7,7 @@ import pytest
 
 from fastdirs.errors import SelectionError
 from fastdirs.generators import Generator
-from fastdirs.training_settings import TrainingSettings
+from fastdirs.training.settings import TrainingSettings
 
 
 def test_what_is_left_open_is_decided(toy: Generator, small_dcgan: Generator) -> None:

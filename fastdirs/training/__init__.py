@@ -1,0 +1,1 @@
+"""Training a reconstructor, and the directions with it; `loop` is where to begin reading."""
