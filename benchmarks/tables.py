@@ -36,6 +36,10 @@ def table(result: dict[str, Any]) -> str:
         return _true_directions(result, place)
     if "gflop_per_pair" in settings:
         return _pairs(result, place)
+    if "held_out_pairs" in settings:
+        return _training(result, place)
+    if "weights" in settings:
+        return _centroid(result, place)
     lines = [
         f"**{result['suite']}** ({settings['generator']}, batch {settings['batch']}; {place})",
         "",
@@ -104,6 +108,62 @@ def _pairs(result: dict[str, Any], place: str) -> str:
         )
     work = ", ".join(f"{kind} {gflop:.3g}" for kind, gflop in settings["gflop_per_pair"].items())
     return "\n".join([*lines, "", f"GFLOP per pair: {work}. {_matrix_rates(settings)}", ""])
+
+
+def _training(result: dict[str, Any], place: str) -> str:
+    """A line for each way to train: steps per second, and held-out accuracy along the way."""
+    settings, rows = result["settings"], result["rows"]
+    steps = list(rows[0]["accuracy"])
+    what = f"{settings['generator']}, K = {settings['directions']}, batch {settings['batch']}"
+    lines = [
+        f"**{result['suite']}** ({what}; {place})",
+        "",
+        "| | precision | network | steps/s | quartiles | first loss: error | RCA after "
+        + " | ".join(f"{int(step):,}" for step in steps)
+        + " steps |",
+        "|---|---|---|---|---|---|" + "---|" * len(steps),
+    ]
+    for row in rows:
+        accuracies = " | ".join(f"{row['accuracy'][step]:.2f}" for step in steps)
+        speed = f"{short(row['steps_per_second'])} | {short(row['low'])}-{short(row['high'])}"
+        same = row["reconstructor"] == rows[0]["reconstructor"]
+        error = f"{row['first_loss_error']:.1e}" if same else "other network"
+        start = f"| {row['name']} | {row['precision']} | {row['reconstructor']} |"
+        lines.append(f"{start} {speed} | {error} | {accuracies} |")
+    pairs = f"{settings['held_out_pairs']} held-out pairs"
+    remark = f"{settings['ratio']:.2f}x the steps per second of the straightforward loop; RCA on {pairs}."
+    return "\n".join([*lines, "", remark, ""])
+
+
+def _centroid(result: dict[str, Any], place: str) -> str:
+    """A line for each generator and weight of the centroid loss: means and range over seeds."""
+    settings, rows = result["settings"], result["rows"]
+    names = {
+        "rca": "RCA", "consistency": "consistency", "likeness": "likeness of others",
+        "change_consistency": "same change", "smoothness": "smoothness", "bend": "bend, degrees",
+    }  # fmt: skip
+    lines = [
+        f"**{result['suite']}** (manifolds, {settings['steps']:,} steps, {settings['seeds']} seeds; {place})",
+        "",
+        f"| generator | K | weight | {' | '.join(names.values())} |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    keys = dict.fromkeys((row["generator"], row["directions"], row["weight"]) for row in rows)
+    for generator, count, weight in keys:
+        mine = [row for row in rows if (row["generator"], row["weight"]) == (generator, weight)]
+        cells = [[row[name] for row in mine] for name in names]
+        digits = [1 if name == "bend" else 2 for name in names]
+        texts = [
+            f"{np.mean(cell):.{n}f} ({min(cell):.{n}f}-{max(cell):.{n}f})"
+            for cell, n in zip(cells, digits, strict=True)
+        ]
+        lines.append(f"| {generator} | {count} | {weight:g} | {' | '.join(texts)} |")
+    remark = (
+        "Means over directions, then over seeds (lowest to highest seed). Consistency: cosine of a pair's "
+        "features to the centroid of its direction without it; likeness: the same between centroids of "
+        "different directions; same change and smoothness look at the pictures alone."
+    )
+    return "\n".join([*lines, "", remark, ""])
 
 
 def _true_directions(result: dict[str, Any], place: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from fastdirs.errors import SelectionError
 from fastdirs.latents import MAX_EPSILON, MAX_SEED, sample_classes, sample_z
 from fastdirs.manifest import Json
 
+Change = TypeVar("Change", float, Tensor)
+VISIBLE = 8.0
+"""Grey levels of mean change at which a direction counts as half visible."""
 DISTRIBUTIONS = ("uniform", "normal")
 FIRST_TRAINING_SEED = 2**31
 """Seeds of training begin here; those that people look at and that reconstructors are judged on lie below."""
@@ -53,6 +56,18 @@ class ShiftDistribution:
         epsilon = unit * self.scale
         far_enough = np.copysign(np.maximum(np.abs(epsilon), self.minimum), epsilon)
         return torch.from_numpy(far_enough.astype(np.float32))
+
+
+def visibility(change: Change) -> Change:
+    """A change of the picture as a share, so that strong directions do not outweigh good ones: c / (c + 8).
+
+    Args:
+        change: Mean absolute change, in grey levels (of 255). `[...]`, float.
+
+    Returns:
+        0 = nothing changes, 0.5 at 8 grey levels, near 1 = nearly everything changes. `[...]`, float.
+    """
+    return change / (change + VISIBLE)
 
 
 class Sampler(Protocol):

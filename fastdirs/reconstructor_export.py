@@ -141,7 +141,8 @@ def measure_answers(
 
     Args:
         session: An opened reconstructor.
-        reference: Pairs and torch's answers, as `ReconstructorArtifact.reference` gives them.
+        reference: Pairs and torch's answers, each `[pairs, ...]`, as `ReconstructorArtifact.reference` gives
+            them.
         batch_sizes: Sizes to run at; pairs are repeated to fill a batch.
     """
     found = []

@@ -6,7 +6,7 @@ import torch
 
 from fastdirs.errors import SelectionError
 from fastdirs.generators import Generator
-from fastdirs.pairs import FIRST_TRAINING_SEED, ShiftDistribution, draw_pairs
+from fastdirs.pairs import FIRST_TRAINING_SEED, ShiftDistribution, draw_pairs, visibility
 
 
 def test_a_step_depends_on_its_number_alone(toy: Generator) -> None:
@@ -77,3 +77,10 @@ def test_mistakes(toy: Generator) -> None:
     ):
         with pytest.raises(SelectionError):
             ShiftDistribution(**wrong)
+
+
+def test_visibility() -> None:
+    assert visibility(0.0) == 0
+    assert visibility(8.0) == 0.5
+    assert 0.9 < visibility(100.0) < 1
+    torch.testing.assert_close(visibility(torch.tensor([0.0, 8.0])), torch.tensor([0.0, 0.5]))

@@ -10,6 +10,7 @@ from fastdirs.deformators import Deformator
 from fastdirs.discovery import Found, Search
 from fastdirs.generators import Generator
 from fastdirs.machine import process_rank
+from fastdirs.pairs import visibility
 from fastdirs.reconstructors import build_reconstructor, save_reconstructor
 from fastdirs.training.loop import train
 from fastdirs.training.settings import TrainingSettings
@@ -27,7 +28,7 @@ def learn(
     centroid_weight: float = 0.0,
     per_direction: int = 1,
 ) -> Found:
-    """Train a deformator and a reconstructor; directions that are recognised best come first.
+    """Train a deformator and a reconstructor; directions that are seen and recognised best come first.
 
     Args:
         search: What is asked for.
@@ -63,16 +64,18 @@ def learn(
         "layers": list(space.layers),
         "settings": fixed,
     }
-    accuracy = train(
+    held_out = train(
         space, deformator, reconstructor, settings, folder=search.folder, asked=asked, centroid=loss,
         centroid_weight=centroid_weight, per_direction=per_direction, progress=search.progress,
         report=search.report,
     )  # fmt: skip
-    order = accuracy.argsort(descending=True, stable=True)
+    # A direction that changes nothing is recognised by just that: accuracy alone would put it first.
+    scores = held_out.accuracies * visibility(held_out.changes)
+    order = scores.argsort(descending=True, stable=True)
     deformator, reconstructor = deformator.cpu(), reconstructor.cpu()
     reconstructor.reorder(order)
     vectors, knots, lengths = _vectors(deformator, settings.shift_scale)
-    found = Found(vectors=vectors[order], knots=knots, scores=accuracy[order], settings=asdict(settings))
+    found = Found(vectors=vectors[order], knots=knots, scores=scores[order], settings=asdict(settings))
     bank = space.bank(found.vectors, found.scores, method, {}, knots)
     # The bank fixes signs; the reconstructor was taught the others.
     given = space.spread(found.vectors)

@@ -108,7 +108,7 @@ class CentroidLoss(nn.Module):
 
 
 def find(search: Search, settings: Settings) -> Found:
-    """Curved paths by held-out accuracy of the reconstructor, best first.
+    """Curved paths by the reconstructor's held-out accuracy times how visible the change is, best first.
 
     Args:
         search: A generator with gradients, the layers to edit, and K.

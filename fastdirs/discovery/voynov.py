@@ -28,7 +28,7 @@ class Settings(TrainingSettings):
 
 
 def find(search: Search, settings: Settings) -> Found:
-    """Directions by held-out accuracy of the reconstructor, best first.
+    """Directions by the reconstructor's held-out accuracy times how visible the change is, best first.
 
     Args:
         search: A generator with gradients, the layers to edit, and K.

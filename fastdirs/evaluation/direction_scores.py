@@ -14,8 +14,6 @@ from fastdirs.errors import check_shape
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
-VISIBLE = 8.0
-"""Grey levels of mean change at which a direction counts as half visible."""
 _GREY_LEVEL = 1 / 127.5
 _MAX_ROUNDS = 25
 _REACH = 2
@@ -34,18 +32,6 @@ def effect_slope(epsilons: Sequence[float], effects: Sequence[float]) -> float:
     """
     lengths = np.abs(np.asarray(epsilons, dtype=np.float64))
     return float(lengths @ np.asarray(effects, dtype=np.float64) / (lengths @ lengths))
-
-
-def visibility(effect: float) -> float:
-    """An effect as a share, so that very strong directions do not outweigh good ones: e / (e + 8).
-
-    Args:
-        effect: Mean absolute change at the ends of the strip, in grey levels (of 255).
-
-    Returns:
-        0 = nothing changes, 0.5 at 8 grey levels, near 1 = nearly everything changes.
-    """
-    return effect / (effect + VISIBLE)
 
 
 def consistency(features: Array) -> float:

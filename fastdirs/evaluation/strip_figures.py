@@ -11,6 +11,7 @@ from fastdirs.backends import Array
 from fastdirs.evaluation import direction_scores
 from fastdirs.images import GREY_LEVELS
 from fastdirs.manifest import Json
+from fastdirs.pairs import visibility
 
 # Pictures are averaged over so many cells each way before colours and changes are compared.
 _COLOUR_CELLS, _CHANGE_CELLS = 32, 16
@@ -70,7 +71,7 @@ class StripFigures:
             "effects": effects.tolist(),
             "effect": effect,
             "effect_slope": direction_scores.effect_slope(self.epsilons, effects.tolist()),
-            "visibility": direction_scores.visibility(effect),
+            "visibility": visibility(effect),
             "consistency": direction_scores.consistency(np.stack(self._features)) if judged else None,
             "change_consistency": direction_scores.consistency(changes.reshape(*changes.shape[:2], -1)),
             "smoothness": direction_scores.smoothness(coarse),

@@ -19,7 +19,7 @@ from fastdirs.shift_space import ShiftSpace
 from fastdirs.training.log import TrainingLog
 from fastdirs.training.settings import USUAL, TrainingSettings
 from fastdirs.training.state import STATE_FILE, load_state, run_folder, save_state
-from fastdirs.training.trainer import FIGURES, Trainer
+from fastdirs.training.trainer import FIGURES, HeldOut, Trainer
 
 _PAIRS_EACH = 32
 """Held-out pairs of each direction that it is ranked by in the end."""
@@ -38,7 +38,7 @@ def train(
     per_direction: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda line: None,
-) -> Tensor:
+) -> HeldOut:
     """Train a reconstructor and a deformator in place.
 
     Args:
@@ -55,7 +55,7 @@ def train(
         report: Called with a line about what is going on.
 
     Returns:
-        Share of held-out pairs of each direction that were recognised. `[num_directions]`, float32.
+        What is recognised of held-out pairs in the end.
 
     Raises:
         TrainingError: The loss is no number any more; the last good checkpoint is kept.
@@ -87,7 +87,7 @@ def train(
         finally:
             if log:
                 log.close()
-        return trainer.held_out(max(settings.held_out, _PAIRS_EACH * deformator.num_directions))[1]
+        return trainer.held_out(max(settings.held_out, _PAIRS_EACH * deformator.num_directions))
 
 
 def _run(
@@ -116,7 +116,7 @@ def _run(
             totals, counted = torch.zeros_like(totals), 0
             if log:
                 if due(settings.save_every):
-                    figures["held_out_accuracy"] = trainer.held_out(settings.held_out)[0]
+                    figures["held_out_accuracy"] = trainer.held_out(settings.held_out).accuracy
                 log.figures(done, figures, rate)
         if log and due(settings.picture_every):
             log.strips(done, trainer.picture())

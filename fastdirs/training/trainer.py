@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from fastdirs.deformators import Deformator
 from fastdirs.errors import SelectionError
-from fastdirs.images import Pixels, grid, strip, to_uint8
+from fastdirs.images import GREY_LEVELS, Pixels, grid, strip, to_uint8
 from fastdirs.pairs import Pairs, draw_pairs
 from fastdirs.reconstructors import Reconstructor
 from fastdirs.shift_space import ShiftSpace
@@ -41,16 +42,19 @@ class _Step(nn.Module):
         self._settings = settings
         self._centroid_weight = centroid_weight
 
-    def answers(
+    def render(
         self, latents: Tensor, c: Tensor | None, directions: Tensor, epsilons: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, epsilon and features of pairs, float32."""
+    ) -> tuple[Tensor, Tensor]:
+        """Unshifted and shifted images, in the synthesis' precision."""
         space, synthesis = self._frozen
         with torch.no_grad():
             unshifted = synthesis(latents, c)
-        shifted = synthesis(latents + space.spread(self.deformator(directions, epsilons)), c)
+        return unshifted, synthesis(latents + space.spread(self.deformator(directions, epsilons)), c)
+
+    def answers(self, unshifted: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, epsilon and features of pairs, float32."""
         fast = self._settings.precision == "bf16"
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
+        with torch.autocast(unshifted.device.type, torch.bfloat16, enabled=fast):
             logits, epsilon, features = self.reconstructor(unshifted, shifted)
         return logits.float(), epsilon.float(), features.float()
 
@@ -58,7 +62,7 @@ class _Step(nn.Module):
         self, latents: Tensor, c: Tensor | None, directions: Tensor, epsilons: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss, and figures in the order of `FIGURES`."""
-        logits, epsilon, features = self.answers(latents, c, directions, epsilons)
+        logits, epsilon, features = self.answers(*self.render(latents, c, directions, epsilons))
         label_loss = F.cross_entropy(logits, directions)
         shift_loss = (epsilon - epsilons).abs().mean()
         loss = self._settings.label_weight * label_loss + self._settings.shift_weight * shift_loss
@@ -68,6 +72,21 @@ class _Step(nn.Module):
             loss = loss + self._centroid_weight * centroid_loss
         accuracy = (logits.argmax(dim=1) == directions).float().mean()
         return loss, torch.stack([loss, label_loss, shift_loss, centroid_loss, accuracy]).detach()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a reconstructor recognises.
+
+    Attributes:
+        accuracy: Share of all pairs.
+        accuracies: Share of the pairs of each direction. `[num_directions]`, float32.
+        changes: Mean absolute change of the picture, in grey levels. `[num_directions]`, float32.
+    """
+
+    accuracy: float
+    accuracies: Tensor
+    changes: Tensor
 
 
 class Trainer:
@@ -136,13 +155,13 @@ class Trainer:
     def warm_up(self) -> None:
         """Pictures for nothing: on some machines the first of a process differ in the last bits."""
         self.module.eval()
-        self.module.answers(*self._inputs(self._pairs(0), self._mine))
+        self.module.answers(*self.module.render(*self._inputs(self._pairs(0), self._mine)))
 
     @torch.no_grad()
-    def held_out(self, pairs: int) -> tuple[float, Tensor]:
-        """Accuracy on seeds that no step uses: over at least so many pairs, and `[num_directions]`."""
+    def held_out(self, pairs: int) -> HeldOut:
+        """What is recognised on seeds that no step uses, over at least so many pairs."""
         count = self.module.deformator.num_directions
-        right, seen = torch.zeros(count), torch.zeros(count)
+        sums, seen = torch.zeros(2, count), torch.zeros(count)
         self.module.eval()
         for batch in range(-(-pairs // self._settings.batch)):
             drawn = draw_pairs(
@@ -150,11 +169,13 @@ class Trainer:
                 first_seed=0,
             )  # fmt: skip
             latents, c, directions, epsilons = self._inputs(drawn, slice(None))
-            logits = self.module.answers(latents, c, directions, epsilons)[0]
-            hits = (logits.argmax(dim=1) == directions).float()
-            right.index_add_(0, drawn.directions, hits.cpu())
+            unshifted, shifted = self.module.render(latents, c, directions, epsilons)
+            hits = (self.module.answers(unshifted, shifted)[0].argmax(dim=1) == directions).float()
+            changes = (shifted.float() - unshifted.float()).abs().mean(dim=(1, 2, 3)) * GREY_LEVELS
+            sums.index_add_(1, drawn.directions, torch.stack([hits, changes]).cpu())
             seen.index_add_(0, drawn.directions, torch.ones(len(hits)))
-        return float(right.sum() / seen.sum()), right / seen.clamp(min=1)
+        accuracies, changes = sums / seen.clamp(min=1)
+        return HeldOut(float(sums[0].sum() / seen.sum().clamp(min=1)), accuracies, changes)
 
     @torch.no_grad()
     def picture(self) -> Pixels:

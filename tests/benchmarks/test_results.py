@@ -19,6 +19,9 @@ ROW = {
     "name", "precision", "images_per_second", "low", "high", "error_mean", "error_max", "matrix_share",
     "failure", "extra",
 }  # fmt: skip
+TRAINING_ROW = {
+    "name", "precision", "reconstructor", "steps_per_second", "low", "high", "first_loss_error", "accuracy",
+}  # fmt: skip
 DIRECTIONS_ROW = {"name", "directions", "trains", "cosines", "seconds"}
 SETTINGS = {
     "traverse-raw": {
@@ -30,6 +33,10 @@ SETTINGS = {
     "toy-directions": {
         "generator", "img_resolution", "attributes", "seeds", "steps", "threads", "chance",
     },
+    "discover": {
+        "generator", "batch", "directions", "steps", "rounds", "held_out_pairs", "ratio",
+    },
+    "centroid": {"steps", "seeds", "weights", "batch"},
     "reconstructor": {
         "batch", "rounds", "img_resolution", "num_directions", "gflop_per_pair", "matrix_tflops",
     },
@@ -99,7 +106,9 @@ def test_rows_of_directions(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in FILES if not path.stem.startswith("toy-directions")], ids=lambda path: path.stem
+    "path",
+    [path for path in FILES if not path.stem.startswith(("toy-directions", "discover", "centroid"))],
+    ids=lambda path: path.stem,
 )
 def test_rows(path: Path) -> None:
     rows = read(path)["rows"]
@@ -120,3 +129,32 @@ def test_rows(path: Path) -> None:
         fewer = form == "subpixel" and "eager" not in row["name"]
         assert row["matrix_share"] is None or 0 < row["matrix_share"] < (1.5 * 9 / 4 if fewer else 1.5)
         assert all(value > 0 for value in row["extra"].values())
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("discover")], ids=lambda path: path.stem
+)
+def test_rows_of_training(path: Path) -> None:
+    content = read(path)
+    rows, steps = content["rows"], content["settings"]["steps"]
+    assert [row["name"] for row in rows][:2] == ["straightforward loop", "fastdirs"]
+    for row in rows:
+        assert set(row) == TRAINING_ROW
+        assert 0 < row["low"] <= row["steps_per_second"] <= row["high"]
+        assert row["first_loss_error"] < 0.02 or row["reconstructor"] != rows[0]["reconstructor"]
+        assert list(row["accuracy"])[-1] == str(steps)
+        assert all(0 <= share <= 1 for share in row["accuracy"].values())
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("centroid")], ids=lambda path: path.stem
+)
+def test_rows_of_the_centroid_loss(path: Path) -> None:
+    content = read(path)
+    settings, rows = content["settings"], content["rows"]
+    assert {row["weight"] for row in rows} == set(settings["weights"]) > {0.0}
+    assert len({row["generator"] for row in rows}) >= 2
+    for row in rows:
+        assert 0 <= row["rca"] <= 1
+        assert -1 <= row["consistency"] <= 1
+        assert 0 <= row["smoothness"] <= 1

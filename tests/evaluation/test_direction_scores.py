@@ -31,12 +31,6 @@ def test_effect_slope_is_that_of_the_nearest_line_through_zero() -> None:
     assert scores.effect_slope([-1, 0, 1], [0, 0, 0]) == 0
 
 
-def test_visibility() -> None:
-    assert scores.visibility(0) == 0
-    assert scores.visibility(8) == 0.5
-    assert 0.9 < scores.visibility(100) < 1
-
-
 def test_consistency_of_equal_opposite_and_unrelated_features() -> None:
     same = np.repeat(pictures(0, 1, 4, 7), 5, axis=0) * np.arange(1, 6, dtype=np.float32)[:, None, None]
     assert scores.consistency(same) == pytest.approx(1)

@@ -49,9 +49,9 @@ def run(
         if done == stop:
             raise StopError
 
-    accuracy = train(space, deformator, reconstructor, settings, progress=progress, **more)
+    held_out = train(space, deformator, reconstructor, settings, progress=progress, **more)
     return {
-        "accuracy": accuracy,
+        "accuracy": held_out.accuracies,
         **{f"d.{k}": v.clone() for k, v in deformator.state_dict().items()},
         **{f"r.{k}": v.clone() for k, v in reconstructor.state_dict().items()},
     }

@@ -8,6 +8,7 @@ import torch
 from fastdirs.deformators import build_deformator
 from fastdirs.errors import SelectionError
 from fastdirs.generators import Generator
+from fastdirs.generators.toy import Toy
 from fastdirs.reconstructors import build_reconstructor
 from fastdirs.shift_space import ShiftSpace
 from fastdirs.training.settings import TrainingSettings
@@ -70,9 +71,20 @@ def test_a_step_depends_on_its_number_and_the_state_alone(toy: Generator) -> Non
 
 
 def test_held_out_accuracy(toy: Generator) -> None:
-    share, of_directions = trainer(toy).held_out(30)
-    assert 0 <= share <= 1
-    assert of_directions.shape == (3,)
+    found = trainer(toy).held_out(30)
+    assert 0 <= found.accuracy <= 1
+    assert found.accuracies.shape == found.changes.shape == (3,)
+    assert (found.changes > 1).all()
+
+
+def test_a_direction_that_changes_nothing_is_seen_to_do_so(toy: Generator) -> None:
+    assert isinstance(toy, Toy)
+    one = trainer(toy)
+    kernel = torch.linalg.svd(toy.true_directions()[:, 0])[2][-1]
+    with torch.no_grad():
+        one.module.deformator.linear.weight[:, 1] = kernel
+    changes = one.held_out(64).changes
+    assert changes[1] < 0.1 < 1 < changes[0]
 
 
 def test_the_picture_has_a_row_for_each_direction(toy: Generator, classes: Generator) -> None:
