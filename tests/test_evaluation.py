@@ -65,6 +65,28 @@ def test_rca_is_the_share_of_pairs_that_the_reconstructor_recognises(
     assert evaluation.content["rca"]["accuracy"] > 0.5
 
 
+def test_signs_and_lengths_that_the_bank_changed_are_undone(
+    evaluation: Evaluation, toy: Generator, toy_bank: DirectionBank, toy_reconstructor: Path, tmp_path: Path
+) -> None:
+    turned = replace(toy_bank, directions=-toy_bank.directions)
+    path = saved(
+        tmp_path / "turned.safetensors", toy_reconstructor, bank_sha256=turned.sha256, lengths=[-1.0] * 5
+    )
+    found = evaluate(toy, turned, tmp_path, SMALL, reconstructor=path).content
+    assert found["rca"] == evaluation.content["rca"]
+    for row, before in zip(found["directions"], evaluation.content["directions"], strict=True):
+        assert row["monotonicity"] == pytest.approx(before["monotonicity"])
+
+
+@pytest.mark.parametrize("lengths", [[1.0] * 4, "1", [0.0] * 5, [1.0, 1.0, 1.0, 1.0, None]])
+def test_damaged_lengths(
+    lengths: object, toy: Generator, toy_bank: DirectionBank, toy_reconstructor: Path, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "damaged.safetensors", toy_reconstructor, lengths=lengths)
+    with pytest.raises(CheckpointError, match="lengths"):
+        evaluate(toy, toy_bank, tmp_path, SMALL, reconstructor=path)
+
+
 def test_confusions_add_up(evaluation: Evaluation) -> None:
     content = evaluation.content
     confusion = np.array(content["confusion"])

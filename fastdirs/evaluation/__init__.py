@@ -202,9 +202,8 @@ class _Evaluator:
         self.real = None if real is None else dvn.resize(real)
         self.progress = progress
         self.shifts = _shifts(judge)
-        # Signed: the bank fixes signs and lengths, the reconstructor was taught those of its deformator.
-        self.lengths = judge.content.get("lengths", []) if judge else []
-        self.lengths = self.lengths or [1.0] * len(bank)
+        # The bank fixes signs and lengths; the reconstructor was taught those of its deformator.
+        self.lengths = _lengths(judge, len(bank))
         reach = np.linspace(-self.shifts.scale, self.shifts.scale, STEPS)
         self.epsilons = [round(float(epsilon), 9) for epsilon in reach]
 
@@ -308,7 +307,8 @@ class _Evaluator:
                 figures.add(whole)
                 if self.judge is not None:
                     same = np.repeat(image[None], len(shifted), axis=0)
-                    figures.add_answers(*_predict(self.judge, same, shifted)[1:])
+                    _, predicted, features = _predict(self.judge, same, shifted)
+                    figures.add_answers(predicted * self.lengths[direction], features)
                 if seed < SHOWN_SEEDS:
                     shown.append(encode(strip(to_uint8(cells(whole, _SHOWN_PIXELS))), _SHOWN_FORMAT))
                 self.progress("strips", direction * len(first) + seed + 1, count * len(first))
@@ -343,6 +343,20 @@ def _shifts(judge: ReconstructorRuntime | None) -> ShiftDistribution:
         raise CheckpointError(
             f"The reconstructor's file says of its shifts {recorded}, which is damaged. Train it again."
         ) from error
+
+
+def _lengths(judge: ReconstructorRuntime | None, count: int) -> list[float]:
+    """The bank's epsilon in one unit of the reconstructor's, signed, for each direction."""
+    recorded = judge.content.get("lengths", [1.0] * count) if judge else [1.0] * count
+    known = isinstance(recorded, list) and all(
+        isinstance(each, float) and each and math.isfinite(each) for each in recorded
+    )
+    if not known or len(recorded) != count:
+        raise CheckpointError(
+            f"The reconstructor's file says of its {count} lengths {recorded}, which is damaged. "
+            "Train it again."
+        )
+    return [float(each) for each in recorded]
 
 
 UNKNOWN: Json = {
