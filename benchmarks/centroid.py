@@ -30,6 +30,7 @@ def row(generator: Generator, count: int, weight: float, seed: int, steps: int) 
     settings = {
         "centroid_weight": str(weight), "seed": str(seed), "steps": str(steps), "held_out": "0",
         "save_every": str(steps), "log_every": str(steps), "picture_every": "0",
+        "precision": "f32" if generator.family == "toy" else "auto",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
