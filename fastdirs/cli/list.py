@@ -79,7 +79,11 @@ def _methods() -> list[Row]:
 
     rows = []
     for name in METHODS.names():
-        method = METHODS.load(name)
+        try:
+            method = METHODS.load(name)
+        except MissingDependencyError as error:
+            rows.append({"name": name, "summary": str(error), "options": ""})
+            continue
         settings: list[Any] = list(fields(method.settings))
         options = "; ".join(f"{f.name}={f.default}: {f.metadata['help']}" for f in settings)
         rows.append({"name": name, "summary": method.summary, "options": options})
