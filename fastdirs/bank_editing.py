@@ -17,6 +17,9 @@ from fastdirs.registry import unknown_name
 MAX_LABEL = 200
 """Longest name or tag, in characters."""
 
+# Settings that, where they are lists, hold an entry for each direction: what importing recorded.
+_OF_EACH = ("lengths", "lat_stdev")
+
 
 def label(
     bank: DirectionBank,
@@ -134,6 +137,7 @@ def select(bank: DirectionBank, indices: Sequence[int]) -> DirectionBank:
     Args:
         bank: The bank.
         indices: Directions, from 0. Recorded as `selected` in the settings, counted in the first bank.
+            What the settings hold for each direction, such as `lengths` of imported ones, is chosen too.
 
     Raises:
         SelectionError: No direction, or one that the bank does not have.
@@ -153,8 +157,20 @@ def select(bank: DirectionBank, indices: Sequence[int]) -> DirectionBank:
         labels=tuple(bank.labels[index] for index in chosen),
         tags=tuple(bank.tags[index] for index in chosen),
         judges=tuple(bank.judges[index] for index in chosen),
-        settings={**bank.settings, "selected": [before[index] for index in chosen]},
+        settings={
+            **bank.settings,
+            **{name: [values[index] for index in chosen] for name, values in _of_each(bank).items()},
+            "selected": [before[index] for index in chosen],
+        },
     )
+
+
+def _of_each(bank: DirectionBank) -> dict[str, list[object]]:
+    """The settings that hold an entry for each direction."""
+    found = {name: bank.settings.get(name) for name in _OF_EACH}
+    return {
+        name: value for name, value in found.items() if isinstance(value, list) and len(value) == len(bank)
+    }
 
 
 def tagged(bank: DirectionBank, tag: str) -> list[int]:
@@ -185,7 +201,10 @@ def merge(banks: Sequence[DirectionBank]) -> DirectionBank:
 
     Where any is curved, all are tabulated at the knots of all: a path is straight between knots and beyond
     them, so that every shift stays what it was (to rounding). Scores keep the meaning that each method gave
-    them, and so cannot be compared across methods.
+    them, and so cannot be compared across methods. Settings stay with the bank that they are of: `merged`
+    lists method, settings and number of directions of each, in order. What these hold for each direction,
+    such as `lengths`, counts the directions of that bank, also after `select`, whose `selected` counts those
+    of the merged one.
 
     Args:
         banks: Banks of one generator, at least two.
@@ -197,8 +216,14 @@ def merge(banks: Sequence[DirectionBank]) -> DirectionBank:
     if len(banks) < 2:
         raise SelectionError("One bank alone cannot be merged. Name at least two.")
     first = banks[0]
-    for bank in banks[1:]:
-        first.check_generator(bank.generator)
+    for number, bank in enumerate(banks[1:], start=2):
+        try:
+            first.check_generator(bank.generator)
+        except BankError as error:
+            raise BankError(
+                f"The first bank was made for {_named(first)}, but bank {number} for {_named(bank)}. "
+                "Expected banks of one generator. Merge those of each generator by themselves."
+            ) from error
     places = {knot for bank in banks if bank.knots is not None for knot in bank.knots.tolist()}
     knots = torch.tensor(sorted(places)) if places else None
     methods = list(dict.fromkeys(bank.method for bank in banks))
@@ -217,6 +242,10 @@ def merge(banks: Sequence[DirectionBank]) -> DirectionBank:
         settings={"merged": origins},
         knots=knots,
     )
+
+
+def _named(bank: DirectionBank) -> str:
+    return f"{bank.generator['name']} (weights {str(bank.generator['weights_sha256'])[:12]})"
 
 
 def _at(bank: DirectionBank, knots: Tensor | None) -> Tensor:

@@ -72,7 +72,14 @@ def bf16_unit() -> str | None:
 
 def process_rank() -> int:
     """Which of the processes that torchrun started this is; 0 where there is one."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if processes()[0] > 1 else 0
+
+
+def processes() -> tuple[int, int]:
+    """How many processes torchrun started, in all and on this machine; other launchers are not asked."""
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return 1, 1
+    return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
 
 
 def describe_machine() -> Json:

@@ -10,9 +10,9 @@ import torch
 
 from fastdirs.artifact import MANIFEST
 from fastdirs.backends import BACKENDS, Array, Session, graph_backends, open_all
-from fastdirs.errors import BackendError, ParityError, SelectionError, check_shape
+from fastdirs.errors import BackendError, CheckpointError, ParityError, SelectionError, check_shape
 from fastdirs.machine import alternate
-from fastdirs.manifest import Json
+from fastdirs.manifest import Json, is_manifest
 from fastdirs.reconstructor_export import (
     GRAPH,
     INPUTS,
@@ -22,6 +22,7 @@ from fastdirs.reconstructor_export import (
     recorded_of,
 )
 from fastdirs.reconstructors import Reconstructor, load_reconstructor, shrink
+from fastdirs.training.state import RECONSTRUCTOR_FILE, RUN_FILE, RUN_KIND
 
 AUTO = "auto"
 _PRECISION = "f32"
@@ -121,12 +122,13 @@ def open_reconstructor(
     """Open a reconstructor in torch, or an exported one on a backend.
 
     Args:
-        source: A reconstructor; a file of one, of fastdirs or of the authors' code; or an exported folder.
+        source: A reconstructor; a file of one, of fastdirs or of the authors' code; an exported folder; or
+            the folder of a training run that has finished.
         backend: Registered name, or "auto": torch for weights, and of an exported folder the fastest of the
             installed runtimes by a short measurement.
 
     Raises:
-        CheckpointError: The file is missing, broken or no reconstructor.
+        CheckpointError: The file is missing, broken or no reconstructor, or the run has not finished.
         ArtifactError: The folder is broken or changed.
         UnknownNameError: No such backend.
         MissingDependencyError: The backend's package is not installed; the pip command is named.
@@ -138,10 +140,32 @@ def open_reconstructor(
     if isinstance(source, ReconstructorArtifact):
         return _open_artifact(source, backend)
     path = Path(source)
+    if is_run(path):
+        path = reconstructor_of_run(path)
     if path.is_dir() or path.name in (GRAPH, MANIFEST):
         return _open_artifact(open_reconstructor_artifact(path), backend)
     reconstructor, content = load_reconstructor(path)
     return _open_weights(reconstructor, recorded_of(content), backend)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is the folder of a training run, finished or not."""
+    return is_manifest(path / RUN_FILE, RUN_KIND)
+
+
+def reconstructor_of_run(folder: Path) -> Path:
+    """The file of the reconstructor that a training run made.
+
+    Raises:
+        CheckpointError: The run has not finished.
+    """
+    path = folder / RECONSTRUCTOR_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"The training run in {folder} has not finished: it holds no {RECONSTRUCTOR_FILE} yet. Give its "
+            "discover command again, which continues it."
+        )
+    return path
 
 
 def _open_weights(reconstructor: Reconstructor, content: Json, backend: str) -> ReconstructorRuntime:

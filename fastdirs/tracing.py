@@ -12,8 +12,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from fastdirs.errors import ContractError, RecipeError
+from fastdirs.errors import ContractError, MissingDependencyError, RecipeError
 from fastdirs.manifest import Json, write_bytes
+from fastdirs.registry import install_hint
 
 
 def trace(
@@ -41,6 +42,7 @@ def trace(
     Raises:
         ContractError: The module cannot be traced, or not for every batch size.
         RecipeError: The exporter does not write this opset.
+        MissingDependencyError: The module or the exporter needs a package that is not installed.
     """
     outputs = [output] if isinstance(output, str) else list(output)
     dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
@@ -50,7 +52,12 @@ def trace(
                 module, example, dynamo=True, input_names=list(inputs), output_names=outputs,
                 opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
             )  # fmt: skip
-    except torch.onnx.OnnxExporterError as error:
+    except (torch.onnx.OnnxExporterError, ModuleNotFoundError) as error:
+        if missing := _missing(error):
+            raise MissingDependencyError(
+                f"Exporting {identity['name']} needs {missing}, which is not installed: "
+                f"{install_hint(missing)}"
+            ) from error
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ContractError(
             f"{identity['name']} cannot be traced into a graph with a dynamic batch: {reason} "
@@ -73,6 +80,15 @@ def trace(
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the ONNX operator set that a graph is written in."""
     return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
+
+
+def _missing(error: BaseException | None) -> str:
+    """The package whose absence led to an error; "" if another thing did."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            return error.name or ""
+        error = error.__cause__
+    return ""
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def toy_reconstructor(
         "generator": toy.identity(),
         "bank_sha256": toy_bank.sha256,
         "shifts": {"name": shifts.name, "scale": shifts.scale, "minimum": shifts.minimum},
+        "training": {"seed": 0, "batch": batch, "steps": 120},
     }
     save_reconstructor(reconstructor.eval(), path, content)
     return path

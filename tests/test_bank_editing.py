@@ -8,7 +8,7 @@ import torch
 from fastdirs.bank_editing import best, label, label_all, merge, read_names, rename, select, tagged
 from fastdirs.directions import DirectionBank, load_bank
 from fastdirs.discovery import discover
-from fastdirs.errors import BankError, FastdirsError, SelectionError, UnknownNameError
+from fastdirs.errors import BankError, SelectionError, UnknownNameError
 from fastdirs.generators import Generator
 
 EPSILONS = [-9.0, -3.0, -0.5, 0.0, 0.25, 2.0, 7.5]
@@ -153,6 +153,17 @@ def test_chosen_directions_keep_everything(bend: bool, toy_bank: DirectionBank) 
     assert select(some, [0]).settings["selected"] == [4]
 
 
+def test_what_was_recorded_of_each_direction_is_chosen_too(toy_bank: DirectionBank) -> None:
+    recorded = {"lengths": [1.0, 2.0, 3.0, 4.0, 5.0], "lat_stdev": [5, 4, 3, 2, 1], "layers": [0, 1, 2, 3, 4]}
+    some = select(replace(toy_bank, settings=recorded), [4, 1])
+    assert some.settings == {
+        "lengths": [5.0, 2.0], "lat_stdev": [1, 4], "layers": [0, 1, 2, 3, 4], "selected": [4, 1],
+    }  # fmt: skip
+    # Of one direction alone, GANSpace records a number.
+    alone = {"lengths": "unknown", "lat_stdev": 0.5}
+    assert select(replace(toy_bank, settings=alone), [2]).settings == {**alone, "selected": [2]}
+
+
 def test_what_cannot_be_chosen(toy_bank: DirectionBank) -> None:
     with pytest.raises(SelectionError, match="No direction is chosen"):
         select(toy_bank, [])
@@ -210,5 +221,16 @@ def test_what_cannot_be_merged(toy_bank: DirectionBank) -> None:
     stranger = replace(
         toy_bank, generator={**toy_bank.generator, "weights_sha256": "0" * 64, "name": "other"}
     )
-    with pytest.raises(FastdirsError, match="was made for toy"):
-        merge([toy_bank, stranger])
+    expected = r"The first bank was made for toy \(weights .*, but bank 3 for other \(weights 000000000000\)"
+    with pytest.raises(BankError, match=expected) as refused:
+        merge([toy_bank, toy_bank, stranger])
+    assert "discover" not in str(refused.value)
+
+
+def test_settings_stay_with_the_bank_that_they_are_of(toy_bank: DirectionBank) -> None:
+    bank = replace(toy_bank, settings={"lengths": [1.0, 2.0, 3.0, 4.0, 5.0]})
+    chosen = select(merge([select(bank, [3, 1]), bank]), [1, 0])
+    first, second = chosen.settings["merged"]
+    assert first["settings"] == {"lengths": [4.0, 2.0], "selected": [3, 1]}
+    assert second["settings"] == bank.settings
+    assert chosen.settings["selected"] == [1, 0]

@@ -17,6 +17,7 @@ from fastdirs.errors import (
     ShapeError,
     UnknownNameError,
 )
+from fastdirs.manifest import manifest, write_json
 from fastdirs.reconstructor_export import ReconstructorArtifact, export_reconstructor, make_pairs
 from fastdirs.reconstructor_runtime import ReconstructorRuntime, open_reconstructor
 from fastdirs.reconstructors import Reconstructor, build_reconstructor, save_reconstructor
@@ -232,6 +233,15 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_reconstructor(tmp_path / "missing.safetensors")
     with pytest.raises(ArtifactError, match="missing or unreadable"):
         open_reconstructor(tmp_path)
+
+
+def test_the_folder_of_a_run(reconstructor: Reconstructor, tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", manifest("training-run", {"asked": {}}))
+    with pytest.raises(CheckpointError, match=r"has not finished: .* Give its discover command again"):
+        open_reconstructor(tmp_path)
+    save_reconstructor(reconstructor, tmp_path / "reconstructor.safetensors", CONTENT)
+    with open_reconstructor(tmp_path) as runtime:
+        assert (runtime.backend, runtime.content) == ("eager", CONTENT)
 
 
 def test_a_machine_on_which_the_answers_differ(

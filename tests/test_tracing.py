@@ -1,6 +1,7 @@
 """A module becomes one ONNX file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastdirs.errors import ContractError, RecipeError
+from fastdirs.errors import ContractError, MissingDependencyError, RecipeError
 from fastdirs.tracing import opset_of, trace
 
 
@@ -65,6 +66,36 @@ def test_a_module_made_for_one_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="double cannot be traced"):
         _trace(_BranchesOnBatch(), tmp_path / "fixed.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class _NeedsAnother(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        import not_installed_anywhere  # type: ignore[import-not-found]
+
+        return not_installed_anywhere.double(latents)  # type: ignore[no-any-return]
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    wanted = "needs not_installed_anywhere, which is not installed: pip install not_installed_anywhere"
+    with pytest.raises(MissingDependencyError, match=wanted):
+        _trace(_NeedsAnother(), tmp_path / "double.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exporter_needs_a_package_itself(python_without: Callable[..., str], tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+import torch
+from fastdirs.errors import MissingDependencyError
+from fastdirs.tracing import trace
+try:
+    trace(torch.nn.ReLU(), (torch.zeros(2, 4),), Path(sys.argv[1]), ["x"], "y", 18, {"name": "mine"})
+except MissingDependencyError as error:
+    print(error)
+"""
+    printed = python_without(["onnxscript"], code, tmp_path / "a.onnx")
+    assert "Exporting mine needs onnxscript, which is not installed: pip install onnxscript" in printed
 
 
 def test_an_opset_that_is_not_written_is_refused(tmp_path: Path) -> None:

@@ -37,8 +37,7 @@ from fastdirs.cli._options import FORCE, JSON, OUT, check_bank_out, key_values, 
     help="Option of the method.",
 )
 @click.option(
-    "--run",
-    "folder",
+    "--folder",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where a training keeps its checkpoint, log and pictures. [default: OUT without suffix, .run]",
@@ -71,8 +70,12 @@ def discover(
 
     plugin = METHODS.load(method)
     check_bank_out(out, force)
+    if folder is not None and not plugin.trains:
+        raise click.UsageError(f"{method} keeps nothing in a folder: it does not train. Leave --folder out.")
     if plugin.trains:
         folder = folder or out.with_suffix(".run")
+        if folder.resolve() == out.resolve():
+            raise click.UsageError(f"{out} cannot be the bank and the folder of its run. Name another --out.")
     generator = load_model(model, family, factory, options)
     # None = all that can be edited.
     chosen = None if layers.strip() == "all" else parse_indices(layers, generator.num_layers, "layer")

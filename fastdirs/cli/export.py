@@ -29,8 +29,8 @@ def export(
     """Export MODEL to ONNX, and verify it against torch.
 
     RECIPE is a .toml file that describes an export. RECONSTRUCTOR is the file in which a discovery method
-    keeps the network that tells its directions apart. Verified at batch 1, 2 and the largest; beyond the
-    tolerance the export fails and leaves nothing.
+    keeps the network that tells its directions apart, or the folder of its run. Verified at batch 1, 2 and
+    the largest; beyond the tolerance the export fails and leaves nothing.
 
     \b
     Example:
@@ -41,6 +41,7 @@ def export(
     from fastdirs.export import export_generator, export_recipe
     from fastdirs.recipe import Batch, Graph, Recipe, load_recipe, usual_batch
     from fastdirs.reconstructor_export import ReconstructorArtifact, export_reconstructor
+    from fastdirs.reconstructor_runtime import is_run, reconstructor_of_run
     from fastdirs.reconstructors import is_reconstructor, load_reconstructor
 
     given = {
@@ -51,6 +52,8 @@ def export(
         "--max-batch": max_batch,
     }
     clash = [name for name, value in given.items() if value]
+    if model is not None and is_run(Path(model)):
+        model = str(reconstructor_of_run(Path(model)))
     artifact: Artifact | ReconstructorArtifact
     if model is not None and model.endswith(".toml"):
         if clash:

@@ -53,16 +53,13 @@ def learn(
             settings.reconstructor, count, generator.img_channels, settings.resize
         )
         loss = None if centroid is None else centroid()
-    # Of the settings, steps alone may grow, so it stands by itself.
-    fixed = asdict(settings)
-    steps = fixed.pop("steps")
     asked = {
-        "steps": steps,
         "method": method,
         "generator": {key: generator.identity()[key] for key in ("weights_sha256", "config_sha256")},
         "directions": count,
         "layers": list(space.layers),
-        "settings": fixed,
+        # A run may be continued to more steps than were asked for at first.
+        "settings": {name: value for name, value in asdict(settings).items() if name != "steps"},
     }
     held_out = train(
         space, deformator, reconstructor, settings, folder=search.folder, asked=asked, centroid=loss,
@@ -79,7 +76,7 @@ def learn(
     bank = space.bank(found.vectors, found.scores, method, {}, knots)
     # The bank fixes signs; the reconstructor was taught the others.
     given = space.spread(found.vectors)
-    turned = (bank.chords() * (given if knots is None else given[:, -1])).sum(dim=(1, 2)) < 0
+    turned = (bank.directions != given).flatten(1).any(dim=1)
     lengths = lengths[order] * torch.where(turned, -1.0, 1.0)
     if search.folder is not None and process_rank() == 0:
         content = {
@@ -99,7 +96,9 @@ def _vectors(deformator: Deformator, reach: float) -> tuple[Tensor, Tensor | Non
         vectors = deformator.paths(torch.ones(1))[:, 0]
         lengths = vectors.norm(dim=1)
         return vectors / lengths[:, None], None, lengths
-    knots = torch.linspace(-reach, reach, NUM_KNOTS)
+    # Half of them mirrored: a path is turned by reading it backwards, and 0 has to be exact.
+    half = torch.linspace(0, reach, NUM_KNOTS // 2 + 1)
+    knots = torch.cat([-half[1:].flip(0), half])
     paths = deformator.paths(knots)
     # Rounding may leave a trace of a shift where there is none.
     paths[:, NUM_KNOTS // 2] = 0

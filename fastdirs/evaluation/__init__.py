@@ -18,7 +18,6 @@ from fastdirs.directions import DirectionBank
 from fastdirs.errors import (
     BackendError,
     BankError,
-    CheckpointError,
     MissingDependencyError,
     SelectionError,
 )
@@ -27,10 +26,11 @@ from fastdirs.evaluation.real_pictures import load_real
 from fastdirs.evaluation.recognition import Recognition
 from fastdirs.evaluation.single_images import Row, SingleImages
 from fastdirs.evaluation.strip_figures import StripFigures, cells
+from fastdirs.evaluation.taught import taught_lengths, taught_pairs, taught_shifts
 from fastdirs.generators import Generator
 from fastdirs.images import encode, strip, to_uint8
 from fastdirs.manifest import Json, manifest
-from fastdirs.pairs import FIRST_TRAINING_SEED, ShiftDistribution, draw_pairs
+from fastdirs.pairs import FIRST_TRAINING_SEED, draw_pairs
 from fastdirs.reconstructor_runtime import ReconstructorRuntime, open_reconstructor
 from fastdirs.reconstructors import save_reconstructor
 from fastdirs.registry import install_hint
@@ -201,9 +201,9 @@ class _Evaluator:
         self.trained = trained
         self.real = None if real is None else dvn.resize(real)
         self.progress = progress
-        self.shifts = _shifts(judge)
+        self.shifts = taught_shifts(judge)
         # The bank fixes signs and lengths; the reconstructor was taught those of its deformator.
-        self.lengths = _lengths(judge, len(bank))
+        self.lengths = taught_lengths(judge, bank)
         reach = np.linspace(-self.shifts.scale, self.shifts.scale, STEPS)
         self.epsilons = [round(float(epsilon), 9) for epsilon in reach]
 
@@ -211,8 +211,12 @@ class _Evaluator:
         """All phases, in order."""
         held_out = training = None
         if self.judge is not None:
-            held_out = self._recognition(self.judge, "held-out pairs", 0)
-            training = self._recognition(self.judge, "training pairs", FIRST_TRAINING_SEED)
+            held_out = self._recognition(
+                self.judge, "held-out pairs", 0, _PAIRS, self.settings.batches, seed=0
+            )
+            taught = taught_pairs(self.judge, self.settings.batches * _PAIRS)
+            if taught is not None:
+                training = self._recognition(self.judge, "training pairs", FIRST_TRAINING_SEED, *taught)
         overlaps = direction_scores.overlaps(self.bank.chords().numpy())
         rows, strips, centroids = [], [], []
         for index, (figures, shown) in enumerate(self._strips()):
@@ -258,12 +262,15 @@ class _Evaluator:
         in_effect = {name: getattr(self.judge, name) for name in ("backend", "precision", "provider")}
         return {**in_effect, "trained_here": self.trained}
 
-    def _recognition(self, judge: ReconstructorRuntime, phase: str, first_seed: int) -> Recognition:
+    def _recognition(
+        self, judge: ReconstructorRuntime, phase: str, first_seed: int, size: int, batches: int, seed: int
+    ) -> Recognition:
         """What the reconstructor says of pairs drawn as in training."""
-        found, batches = Recognition.of(len(self.bank)), self.settings.batches
+        found = Recognition.of(len(self.bank))
         draw = partial(
-            draw_pairs, self.images.sampler, len(self.bank), self.shifts, _PAIRS, first_seed=first_seed
-        )
+            draw_pairs, self.images.sampler, len(self.bank), self.shifts, size, seed=seed,
+            first_seed=first_seed,
+        )  # fmt: skip
 
         def rows() -> Iterator[Row]:
             for step in range(batches):
@@ -277,10 +284,12 @@ class _Evaluator:
 
         images = self.images.render(rows())
         for step in range(batches):
-            both = np.stack(list(islice(images, 2 * _PAIRS)))
+            both = np.stack(list(islice(images, 2 * size)))
             logits, predicted, _ = _predict(judge, both[::2], both[1::2])
             pairs = draw(step)
-            found.add(pairs.directions.numpy(), pairs.epsilons.numpy(), logits, predicted)
+            lengths = np.array(self.lengths, dtype=np.float32)[pairs.directions.numpy()]
+            epsilons = pairs.epsilons.numpy() * lengths
+            found.add(pairs.directions.numpy(), epsilons, logits, predicted * lengths)
             self.progress(phase, step + 1, batches)
         return found
 
@@ -332,31 +341,6 @@ class _Evaluator:
         found = dvn.naturalness(fakes, real)
         self.progress("DVN", direction + 1, len(self.bank))
         return found
-
-
-def _shifts(judge: ReconstructorRuntime | None) -> ShiftDistribution:
-    """How far the pairs of the reconstructor's training were shifted; as usual if nobody says."""
-    recorded = judge.content.get("shifts", {}) if judge else {}
-    try:
-        return ShiftDistribution(**recorded)
-    except (TypeError, SelectionError) as error:
-        raise CheckpointError(
-            f"The reconstructor's file says of its shifts {recorded}, which is damaged. Train it again."
-        ) from error
-
-
-def _lengths(judge: ReconstructorRuntime | None, count: int) -> list[float]:
-    """The bank's epsilon in one unit of the reconstructor's, signed, for each direction."""
-    recorded = judge.content.get("lengths", [1.0] * count) if judge else [1.0] * count
-    known = isinstance(recorded, list) and all(
-        isinstance(each, float) and each and math.isfinite(each) for each in recorded
-    )
-    if not known or len(recorded) != count:
-        raise CheckpointError(
-            f"The reconstructor's file says of its {count} lengths {recorded}, which is damaged. "
-            "Train it again."
-        )
-    return [float(each) for each in recorded]
 
 
 UNKNOWN: Json = {

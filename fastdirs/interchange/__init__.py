@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdirs.directions import DirectionBank, load_bank
-from fastdirs.errors import BankError, CheckpointError, OutputError, ShapeError
+from fastdirs.errors import BankError, CheckpointError, OutputError, ShapeError, check_shape
 from fastdirs.generators import Generator
 from fastdirs.manifest import Json, sha256_file
 from fastdirs.registry import Registry, unknown_name
@@ -110,7 +110,13 @@ def import_bank(
         imported = plugin.read(path, whole, given)
     except CheckpointError as error:
         raise BankError(str(error)) from error
-    return _assembled(path, name, imported, whole, layers)
+    try:
+        _check(path, imported)
+        return _assembled(path, name, imported, whole, layers)
+    except ShapeError as error:
+        raise BankError(
+            f"{path} holds things that do not fit each other ({error}) Get it again from where it was made."
+        ) from error
 
 
 def recognise_bank(path: Path, format_name: str | None = None) -> str:
@@ -121,7 +127,7 @@ def recognise_bank(path: Path, format_name: str | None = None) -> str:
         format_name: The only one that it may be of; None = any.
 
     Raises:
-        BankError: Missing, or of no such format.
+        BankError: Missing, a bank of fastdirs already, or of no such format.
         CheckpointError: Broken, or it would run code.
         UnknownNameError: No such format.
     """
@@ -130,6 +136,8 @@ def recognise_bank(path: Path, format_name: str | None = None) -> str:
     for name in BANK_FORMATS.names() if format_name is None else [format_name]:
         if BANK_FORMATS.load(name).recognises(path):
             return name
+    if _is_bank(path):
+        raise BankError(f"{path} is a direction bank of fastdirs already. Use it as it is.")
     if format_name is not None:
         raise BankError(
             f"{path} is not of the format {format_name} ({BANK_FORMATS.load(format_name).summary}). "
@@ -184,10 +192,38 @@ def _is_bank(path: Path) -> bool:
     return True
 
 
+def _check(path: Path, imported: Imported) -> None:
+    """Raises BankError or ShapeError where a file holds what no generator's directions can be."""
+    vectors, knots, ranges = imported.vectors, imported.knots, imported.ranges
+    before, leading = ("K", 1) if knots is None else ("K, knots", 2)
+    if vectors.ndim - leading not in (1, 2):
+        raise BankError(
+            f"{path} holds directions of shape {list(vectors.shape)}. Expected [{before}, size] or "
+            f"[{before}, layers, dim]. Get it again from where it was made."
+        )
+    if not len(vectors):
+        raise BankError(f"{path} holds no directions. Name another file.")
+    # Paths are kept as they are, in float32.
+    paths = [] if knots is None else [vectors.float(), knots.float()]
+    numbers = [vectors, *paths, imported.scores, ranges]
+    if any(not bool(torch.isfinite(tensor).all()) for tensor in numbers if tensor is not None):
+        raise BankError(f"{path} has NaN or infinite values. Get it again from where it was made.")
+    if knots is not None and (vectors.shape[1:2] != knots.shape or len(knots) < 2):
+        raise BankError(f"{path} holds knots and paths that do not fit each other. Make it again.")
+    if ranges is not None:
+        check_shape(ranges, "directions 2", "ranges", directions=len(vectors))
+        for index, (low, high) in enumerate(ranges.tolist()):
+            if low > high:
+                raise BankError(
+                    f"{path} suggests a range from {low:g} to {high:g} for direction {index}. "
+                    "Expected the lowest length first. Correct it in the file."
+                )
+
+
 def _assembled(
     path: Path, name: str, imported: Imported, whole: ShiftSpace, layers: Sequence[int] | None
 ) -> DirectionBank:
-    """The bank of what a file holds, of the chosen layers."""
+    """The bank of what a file holds, of the chosen layers. Raises ShapeError where parts do not fit."""
     generator, knots = whole.generator, imported.knots
     chosen = layers if layers is not None else imported.layers
     space = whole if chosen is None else ShiftSpace(generator, tuple(sorted(set(chosen))))
@@ -203,29 +239,30 @@ def _assembled(
     # Of a path: from end to end, for each unit of epsilon.
     reach = vectors if knots is None else (vectors[:, -1] - vectors[:, 0]) / float(knots[-1] - knots[0])
     lengths = _lengths(reach.double(), whole)
+    scores = lengths if imported.scores is None else imported.scores
     ranges = imported.ranges
     if not bool(torch.isfinite(lengths).all()) or (knots is None and not bool(lengths.all())):
         raise BankError(f"{path} has directions whose length is beyond all numbers. Scale them in the file.")
     if knots is None:
         vectors = vectors / lengths[:, None, None]
         ranges = None if ranges is None else ranges * lengths[:, None]
+    for kept in (scores, ranges):
+        if kept is not None and not bool(torch.isfinite(kept.float()).all()):
+            raise BankError(
+                f"{path} has lengths, scores or ranges beyond all of float32. Scale them in the file."
+            )
     source = {"file": path.name, **({"sha256": sha256_file(path)} if path.is_file() else {})}
-    try:
-        bank = space.bank(
-            vectors.float(), lengths if imported.scores is None else imported.scores, name,
-            {**source, **imported.settings, "lengths": lengths.tolist()}, knots, imported.labels,
-            keep_signs=True,
-        )  # fmt: skip
-        return replace(
-            bank,
-            ranges=bank.ranges if ranges is None else ranges.float().contiguous(),
-            tags=tuple(imported.tags),
-            judges=tuple(imported.judges),
-        )
-    except ShapeError as error:
-        raise BankError(
-            f"{path} holds things that do not fit each other ({error}) Get it again from where it was made."
-        ) from error
+    bank = space.bank(
+        vectors.float(), scores, name,
+        {**source, **imported.settings, "lengths": lengths.tolist()}, knots, imported.labels,
+        keep_signs=True,
+    )  # fmt: skip
+    return replace(
+        bank,
+        ranges=bank.ranges if ranges is None else ranges.float().contiguous(),
+        tags=tuple(imported.tags),
+        judges=tuple(imported.judges),
+    )
 
 
 def _each_layer(path: Path, imported: Imported, whole: ShiftSpace) -> Tensor:
@@ -236,13 +273,6 @@ def _each_layer(path: Path, imported: Imported, whole: ShiftSpace) -> Tensor:
     """
     generator, vectors = whole.generator, imported.vectors
     vectors = vectors.double() if imported.knots is None else vectors.float()
-    if not len(vectors):
-        raise BankError(f"{path} holds no directions. Name another file.")
-    numbers = [vectors, imported.knots, imported.scores, imported.ranges]
-    if any(not bool(torch.isfinite(tensor).all()) for tensor in numbers if tensor is not None):
-        raise BankError(f"{path} has NaN or infinite values. Get it again from where it was made.")
-    if imported.knots is not None and (vectors.shape[1:2] != imported.knots.shape or len(imported.knots) < 2):
-        raise BankError(f"{path} holds knots and paths that do not fit each other. Make it again.")
     leading = 1 if imported.knots is None else 2
     if vectors.ndim == leading + 1 and vectors.shape[-1] == whole.size:
         return whole.spread(vectors).clone()

@@ -72,8 +72,7 @@ def _read(path: Path, space: ShiftSpace, options: Mapping[str, str]) -> Imported
     kind = _kind(file, state, args, options)
     if args.get("gan_type") == "StyleGAN2":
         check_space(path, "w" if args.get("w_shift") else "z", space.generator)
-    count = args.get("directions_count") or args.get("max_latent_ind")
-    deformator = _deformator(file, kind, state, space.size if count is None else int(count))
+    deformator = _deformator(file, kind, state, _axes(path, args, space.size) if kind == "id" else 0)
     settings = {"deformator": kind, "step": _step(file), **told(args, *_TOLD)}
     knots = None if deformator.straight else knots_of(options, _EPSILONS)
     # A straight one at length 1 is the direction itself.
@@ -132,6 +131,19 @@ def _kind(file: Path, state: Mapping[str, Tensor], args: Json, options: Mapping[
     return str(given or possible[0])
 
 
+def _axes(path: Path, args: Json, size: int) -> int:
+    """How many axes a run without a trained deformator took; all of them if it does not say."""
+    count = args.get("directions_count") or args.get("max_latent_ind")
+    if count is None:
+        return size
+    if not isinstance(count, int) or not 1 <= count <= size:
+        raise BankError(
+            f"The args.json of {path} says {str(count)[:40]} directions. Expected 1 to {size}, the numbers "
+            "in a latent. Correct it, or name the generator of the run."
+        )
+    return count
+
+
 def _deformator(file: Path, kind: str, state: Mapping[str, Tensor], count: int) -> Deformator:
     """The deformator with the weights of the file.
 
@@ -146,6 +158,8 @@ def _deformator(file: Path, kind: str, state: Mapping[str, Tensor], count: int) 
     try:
         if kind == "id":
             return Id(count, count)
+        if not all(tensor.numel() for tensor in state.values()):
+            raise ValueError("one of them is empty")
         if kind == "ortho":
             deformator = Ortho(len(state["log_mat_half"]), len(state["log_mat_half"]))
         elif kind == "fc":
@@ -157,7 +171,7 @@ def _deformator(file: Path, kind: str, state: Mapping[str, Tensor], count: int) 
             deformator = (Proj if kind == "proj" else Linear)(count, out, bias=bias)
             state = state if bias else {"linear.weight": state["linear.weight"]}
         deformator.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise BankError(
             f"{file} lacks tensors of a deformator {kind}, or has them in other shapes "
             f"({str(error).splitlines()[0]}). Download it again."

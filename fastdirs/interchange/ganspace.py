@@ -29,7 +29,7 @@ def _read(path: Path, space: ShiftSpace, options: Mapping[str, str]) -> Imported
     if (
         vectors.ndim < 2
         or len(deviations) != len(vectors)
-        or (ratios is not None and len(ratios) != len(vectors))
+        or (ratios is not None and ratios.shape != deviations.shape)
     ):
         raise BankError(f"{path} holds components and deviations that do not belong together. Make it again.")
     if not bool(torch.isfinite(deviations).all()):

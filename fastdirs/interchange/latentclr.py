@@ -64,6 +64,8 @@ def _read(path: Path, space: ShiftSpace, options: Mapping[str, str]) -> Imported
 def _affine(path: Path, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Matrices `[K, size, size]` and biases `[K, size]` of a model whose networks are one layer each."""
     layers = {name: match for name in state if (match := _LAYER.fullmatch(name))}
+    if not state:
+        raise BankError(f"{path} lacks tensors of its model. Get it again.")
     if len(layers) != len(state):
         raise BankError(
             f"{path} is a nonlinear model of LatentCLR: a network for each direction, whose output depends "
@@ -75,8 +77,10 @@ def _affine(path: Path, state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         weights = torch.stack([state[f"nets.{index}.linear_1.weight"] for index in range(count)]).float()
         zeros = torch.zeros(weights.shape[1])
         biases = torch.stack([state.get(f"nets.{index}.linear_1.bias", zeros) for index in range(count)])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError) as error:
         raise BankError(f"{path} lacks tensors of its model ({error}). Get it again.") from error
+    if weights.ndim != 3 or biases.shape != weights.shape[:2]:
+        raise BankError(f"{path} holds weights and biases that do not belong together. Get it again.")
     return weights, biases.float()
 
 

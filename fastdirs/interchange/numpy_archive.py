@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import BankError
@@ -29,21 +30,39 @@ def _read(path: Path, space: ShiftSpace, options: Mapping[str, str]) -> Imported
     said = {name: texts(arrays[name], path) for name in _TEXTS if name in arrays}
     if said.get("space"):
         check_space(path, "z" if said["space"][0] == "z" else "w", space.generator)
-    try:
-        tags = [tuple(map(str, json.loads(words))) for words in said.get("tags", [])]
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BankError(f"{path} has tags that are no JSON lists. Export it again.") from error
     return Imported(
         vectors=found["directions"],
         knots=found.get("knots"),
         scores=found.get("scores"),
         labels=said["labels"],
-        layers=[int(layer) for layer in found["layers"].flatten().tolist()],
+        layers=_layers(found["layers"], path),
         ranges=found.get("ranges"),
-        tags=tags,
+        tags=[_words(text, path) for text in said.get("tags", [])],
         judges=said.get("judges", ()),
         settings={"method": said["method"][0]} if said.get("method") else {},
     )
+
+
+def _layers(array: Tensor, path: Path) -> list[int]:
+    """Latent layers from an array of any shape."""
+    layers: list[float] = array.flatten().tolist()
+    for layer in layers:
+        if not layer.is_integer():
+            raise BankError(f"{path} names a layer {layer:g}. Expected whole numbers. Export it again.")
+    return [int(layer) for layer in layers]
+
+
+def _words(text: str, path: Path) -> tuple[str, ...]:
+    """The tags of one direction from a JSON list of texts."""
+    try:
+        words = json.loads(text)
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise BankError(
+            f"{path} has the tags {text[:40]!r}, which are no JSON list of texts. Export it again."
+        )
+    return tuple(words)
 
 
 def _write(bank: DirectionBank, path: Path) -> None:

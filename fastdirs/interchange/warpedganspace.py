@@ -66,17 +66,23 @@ def _parts(path: Path, state: Mapping[str, Tensor], space: ShiftSpace) -> tuple[
         raise BankError(f"{path} lacks tensors of its support sets. Get it again.")
     alphas = state["ALPHAS"].float()
     supports = state["SUPPORT_SETS"].float()
-    per_set = supports.shape[-1] // max(alphas.shape[-1], 1)
-    if alphas.ndim != 2 or supports.shape != (len(alphas), alphas.shape[1] * per_set):
+    gammas = state["LOGGAMMA"].float().exp()
+    if (
+        not alphas.ndim == supports.ndim == 2
+        or not alphas.shape[:1] == supports.shape[:1] == gammas.shape[:1]
+        or not alphas.numel()
+        or not gammas.numel()
+        or supports.shape[1] % alphas.shape[1]
+    ):
         raise BankError(f"{path} holds support sets and weights that do not belong together. Get it again.")
+    per_set = supports.shape[1] // alphas.shape[1]
     if per_set != space.size:
         raise BankError(
             f"{path} was trained on latents of {per_set} numbers, but those of "
             f"{space.generator.provenance.name} have {space.size} ({space.generator.space}). "
             "Name the generator that it was trained on."
         )
-    gammas = state["LOGGAMMA"].float().exp().reshape(len(alphas), -1)[:, :1]
-    return supports.reshape(*alphas.shape, per_set), alphas, gammas
+    return supports.reshape(*alphas.shape, per_set), alphas, gammas.reshape(len(alphas), -1)[:, :1]
 
 
 BANK_FORMAT = BankFormat(

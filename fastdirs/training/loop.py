@@ -70,7 +70,10 @@ def train(
     """
     trainer = Trainer(space, deformator, reconstructor, settings, centroid, centroid_weight, per_direction)
     kept = folder if trainer.fabric.is_global_zero else None
-    with run_folder(kept, asked or {}) if kept else nullcontext(), torch.random.fork_rng():
+    asked = {**(asked or {}), "processes": trainer.fabric.world_size}
+    with run_folder(kept, asked) if kept else nullcontext(), torch.random.fork_rng():
+        # Whether the folder is right is said by the one that holds it; the others read it afterwards.
+        trainer.fabric.barrier()
         state = None if folder is None else folder / STATE_FILE
         first = load_state(state, trainer.module, trainer.optimizers) if state else 0
         if first > settings.steps:
@@ -87,6 +90,7 @@ def train(
         finally:
             if log:
                 log.close()
+        _check_weights(trainer)
         return trainer.held_out(max(settings.held_out, _PAIRS_EACH * deformator.num_directions))
 
 
@@ -115,7 +119,7 @@ def _run(
             rate, begun = counted / (time.perf_counter() - begun), time.perf_counter()
             totals, counted = torch.zeros_like(totals), 0
             if log:
-                if due(settings.save_every):
+                if due(settings.save_every) and settings.held_out:
                     figures["held_out_accuracy"] = trainer.held_out(settings.held_out).accuracy
                 log.figures(done, figures, rate)
         if log and due(settings.picture_every):
@@ -135,13 +139,21 @@ def _check(means: Tensor, done: int, settings: TrainingSettings, state: Path | N
     )
 
 
+def _check_weights(trainer: Trainer) -> None:
+    """The last update may have spoiled what no loss was computed from any more."""
+    for name, tensor in trainer.module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise TrainingError(
+                f"{name} has values that are not finite in the end. Lower the learning rates."
+            )
+
+
 def _save(state: Path, done: int, trainer: Trainer) -> None:
     try:
         save_state(state, done, trainer.module, trainer.optimizers)
     except TrainingError as error:
-        raise TrainingError(
-            f"{error} This is step {done}; the checkpoint before it is kept. Lower the learning rates."
-        ) from error
+        kept = f"; the checkpoint before it is kept in {state}" if state.exists() else ""
+        raise TrainingError(f"{error} This is step {done}{kept}. Lower the learning rates.") from error
 
 
 def train_reconstructor(

@@ -65,7 +65,8 @@ class TrainingSettings:
                 )
         if self.log_every < 1 or self.save_every < 1 or self.save_every % self.log_every:
             raise SelectionError(
-                f"save_every={self.save_every} is no multiple of log_every={self.log_every}. Choose one."
+                f"save_every={self.save_every} is no multiple of log_every={self.log_every}. "
+                f"Choose one, such as {max(1, self.save_every // max(1, self.log_every)) * self.log_every}."
             )
         self.shifts  # noqa: B018
 
@@ -81,11 +82,13 @@ class TrainingSettings:
             generator: Whose family's published values are taken, before the usual ones.
 
         Raises:
-            SelectionError: A `resize` that does not divide the picture.
+            SelectionError: A `resize` that does not divide the picture, or a device that is not there.
         """
         resolution = generator.img_resolution
         usual = {**USUAL, "resize": min(resolution, 256), **generator.discovery_defaults}
-        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SelectionError("device=cuda: torch sees no GPU here. Use auto or cpu.")
+        cuda = self.device != "cpu" and torch.cuda.is_available()
         fast = torch.cuda.is_bf16_supported() if cuda else bf16_unit() is not None
         usual["device"] = "cuda" if cuda else "cpu"
         usual["precision"] = "bf16" if fast and "bf16" in generator.precisions else "f32"

@@ -1,6 +1,7 @@
 """What a training keeps in its folder to be continued: what was asked, and the last good state."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from fastdirs.manifest import Json, is_manifest, manifest, read_json, write_byte
 RUN_KIND, STATE_KIND = "training-run", "training-state"
 RUN_FILE, STATE_FILE, RECONSTRUCTOR_FILE = "run.json", "checkpoint.safetensors", "reconstructor.safetensors"
 _LOCK = ".lock"
-# May grow: the learning rates are constant, so a longer run begins as a shorter one does.
-_EXTENDABLE = "steps"
+# Temporary files of `manifest.atomic_file`, left by a run that was killed while it wrote.
+_LEFT_OVER = re.compile(
+    rf"\.({re.escape(RUN_FILE)}|{re.escape(STATE_FILE)}|{re.escape(RECONSTRUCTOR_FILE)}|log\.jsonl)\.\d+\.tmp"
+)
 
 
 @contextmanager
@@ -34,20 +37,23 @@ def run_folder(folder: Path, asked: Json) -> Iterator[bool]:
         OutputError: It holds something else or a run with other settings, another process fills it, or it
             cannot be written.
     """
+    lock = FileLock(folder / _LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        begun = is_manifest(folder / RUN_FILE, RUN_KIND)
-        if not begun and any(path.name != _LOCK for path in folder.iterdir()):
-            raise OutputError(f"{folder} exists and holds no training run. Choose another folder.")
-        lock = FileLock(folder / _LOCK, timeout=0)
         lock.acquire()
     except Timeout as error:
         raise OutputError(f"{folder} is being filled by another run. Wait for it to end.") from error
     except OSError as error:
         raise OutputError.from_os(folder, error) from error
     try:
+        for path in folder.iterdir():
+            if _LEFT_OVER.fullmatch(path.name):
+                path.unlink()
+        begun = is_manifest(folder / RUN_FILE, RUN_KIND)
         if begun:
             _check_same(folder, asked)
+        elif any(path.name != _LOCK for path in folder.iterdir()):
+            raise OutputError(f"{folder} exists and holds no training run. Choose another folder.")
         write_json(folder / RUN_FILE, manifest(RUN_KIND, {"asked": asked}))
         yield begun
     finally:
@@ -63,13 +69,11 @@ def _check_same(folder: Path, asked: Json) -> None:
     except (ArtifactError, KeyError) as error:
         raise OutputError(f"{folder / RUN_FILE} is damaged. Choose another folder.") from error
     for name, before, now in _leaves(earlier, json.loads(json.dumps(asked))):
-        if before == now or (name == _EXTENDABLE and int(str(before)) < int(str(now))):
-            continue
-        more = " It may only grow." if name == _EXTENDABLE else ""
-        raise OutputError(
-            f"{folder} holds a run with {name}={before}, not {name}={now}.{more} Give the same settings to "
-            "continue it, or choose another folder."
-        )
+        if before != now:
+            raise OutputError(
+                f"{folder} holds a run with {name}={before}, not {name}={now}. Give the same settings to "
+                "continue it, or choose another folder."
+            )
 
 
 def _leaves(earlier: Json, asked: Json) -> Iterator[tuple[str, object, object]]:
@@ -127,7 +131,8 @@ def load_state(path: Path, module: nn.Module, optimizers: Mapping[str, Optimizer
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
         return int(header["step"])
     except (CheckpointError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        # Of torch's several lines the last one says what does not fit.
+        reason = str(error).strip().splitlines()[-1].strip()
         raise TrainingError(
             f"{path} cannot be continued from ({reason}). Remove it to begin again."
         ) from error

@@ -1,7 +1,6 @@
 """One training step, and what it needs: frozen images, two optimisers, one process or several."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from fastdirs.deformators import Deformator
 from fastdirs.errors import SelectionError
 from fastdirs.images import GREY_LEVELS, Pixels, grid, strip, to_uint8
+from fastdirs.machine import processes
 from fastdirs.pairs import Pairs, draw_pairs
 from fastdirs.reconstructors import Reconstructor
 from fastdirs.shift_space import ShiftSpace
@@ -122,8 +122,8 @@ class Trainer:
                 f"A batch of {settings.batch} cannot be shared by {world} processes with {per_direction} "
                 f"pairs of each direction. Choose a multiple of {world * per_direction}."
             )
-        share = settings.batch // world
-        self._mine = slice(self.fabric.global_rank * share, (self.fabric.global_rank + 1) * share)
+        # Every so manieth row: a batch that holds its directions several times over is dealt out evenly.
+        self._mine = slice(self.fabric.global_rank, None, world)
         self._space, self._settings, self._per_direction = space, settings, per_direction
         self._synthesis = FrozenGenerator(space.generator, self.fabric.device, settings.precision)
         self.module = _Step(
@@ -204,7 +204,7 @@ class Trainer:
 
 def _fabric(settings: TrainingSettings) -> Fabric:
     """One process, or those that torchrun started."""
-    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    world, local = processes()
     with _quiet_fabric():
         fabric = Fabric(
             accelerator=settings.device, devices=local, num_nodes=max(1, world // local),

@@ -65,6 +65,13 @@ def test_a_bank_of_another_size(run: Run, tmp_path: Path) -> None:
     assert not Path("bank.safetensors").exists()
 
 
+def test_a_bank_needs_no_import(run: Run, bank_file: Path) -> None:
+    result = run("bank", "import", bank_file, *SMALL_TOY, "--out", "again.safetensors")
+    assert result.exit_code == 1
+    assert "bank.safetensors is a direction bank of fastdirs already" in result.stderr
+    assert not Path("again.safetensors").exists()
+
+
 def test_saying_what_a_direction_does(run: Run, bank_file: Path) -> None:
     result = run(
         "bank", "label", bank_file, "--index", 3, "--name", "smile", "--tag", "face", "--tag", "mouth",

@@ -29,7 +29,7 @@ def test_bank_and_run_folder(run_json: Callable[..., Any]) -> None:
 
 
 def test_the_run_folder_may_be_named(run: Callable[..., Result]) -> None:
-    result = run("discover", *TOY, *options(), "--out", "bank.safetensors", "--run", "elsewhere")
+    result = run("discover", *TOY, *options(), "--out", "bank.safetensors", "--folder", "elsewhere")
     assert result.exit_code == 0, result.output
     assert Path("elsewhere/reconstructor.safetensors").is_file()
     assert "elsewhere" in result.stderr
@@ -63,7 +63,7 @@ def test_a_loss_that_is_no_number(run: Callable[..., Result]) -> None:
 def test_a_run_folder_that_holds_something_else(run: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    result = run("discover", *TOY, *options(), "--out", "bank.safetensors", "--run", "thesis")
+    result = run("discover", *TOY, *options(), "--out", "bank.safetensors", "--folder", "thesis")
     assert result.exit_code == 1
     assert "holds no training run" in result.stderr
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
@@ -85,6 +85,28 @@ def test_wrong_options(changes: dict[str, object], message: str, run: Callable[.
     assert message in result.stderr
     assert not Path("bank.safetensors").exists()
     assert not Path("bank.run").exists()
+
+
+def test_a_folder_for_a_method_that_keeps_nothing(run: Callable[..., Result]) -> None:
+    result = run("discover", "toy", "--method", "sefa", "--folder", "x", "--out", "bank.safetensors")
+    assert result.exit_code == 2
+    assert "does not train" in result.stderr
+
+
+def test_the_bank_cannot_be_the_folder(run: Callable[..., Result]) -> None:
+    result = run("discover", *TOY, *options(), "--folder", "here", "--out", "here")
+    assert result.exit_code == 2
+    assert "cannot be the bank and the folder" in result.stderr
+    assert not Path("here").exists()
+
+
+def test_a_variable_of_another_launcher_changes_nothing(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("discover", "toy", "--out", "bank.safetensors").exit_code == 0
+    assert Path("bank.safetensors").is_file()
 
 
 def test_without_the_library_that_trains(python_without: Callable[..., str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from click.testing import Result
 
 from fastdirs.artifact import open_artifact
+from fastdirs.manifest import manifest, write_json
 from fastdirs.reconstructor_export import open_reconstructor_artifact
 
 SMALL_TOY = ("toy", "--generator-option", "resolution=32", "--lowering", "folded", "--max-batch", 4)
@@ -124,6 +125,19 @@ def test_a_reconstructor_with_json_and_force(
     assert "--force" in refused.stderr
     assert run("export", reconstructor_file, "--max-batch", 1, "--out", "artifact", "--force").exit_code == 0
     assert open_reconstructor_artifact("artifact").content["batch"]["max"] == 1
+
+
+def test_the_folder_of_a_run(run: Callable[..., Result], reconstructor_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bank.run"
+    write_json(folder / "run.json", manifest("training-run", {"asked": {}}))
+    result = run("export", "bank.run", "--out", "artifact")
+    assert result.exit_code == 1
+    assert "The training run in bank.run has not finished" in result.stderr
+    assert not (tmp_path / "artifact").exists()
+    reconstructor_file.rename(folder / "reconstructor.safetensors")
+    result = run("export", "bank.run", "--max-batch", 2, "--out", "artifact")
+    assert result.exit_code == 0, result.output
+    assert open_reconstructor_artifact("artifact").content["recorded"] == {"bank_sha256": "ab"}
 
 
 @pytest.mark.parametrize(

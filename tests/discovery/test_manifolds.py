@@ -77,6 +77,14 @@ def test_a_bank_of_paths(toy: Generator, weight: str) -> None:
     assert (ends.flatten(1).gather(1, ends.flatten(1).abs().argmax(1, keepdim=True)) > 0).all()
 
 
+@pytest.mark.parametrize("scale", ["1", "4.1", "5", "0.7"])
+def test_knots_are_symmetric_and_hold_zero_at_any_scale(toy: Generator, scale: str) -> None:
+    bank = discover(toy, "manifolds", 2, settings={**QUICK, "shift_scale": scale, "min_shift": "0.1"})
+    assert bank.knots is not None
+    assert torch.equal(bank.knots, -bank.knots.flip(0))
+    torch.testing.assert_close(bank.knots[-1], torch.tensor(float(scale)))
+
+
 def test_the_centroid_loss_changes_what_is_found(toy: Generator) -> None:
     banks = [discover(toy, "manifolds", 3, settings={**QUICK, "centroid_weight": w}) for w in ("0", "10")]
     assert not torch.equal(banks[0].directions, banks[1].directions)

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from fastdirs.deformators import DEFORMATORS
-from fastdirs.discovery import discover
+from fastdirs.deformators import DEFORMATORS, Deformator
+from fastdirs.discovery import Search, discover
+from fastdirs.discovery._learned import learn
 from fastdirs.discovery.voynov import Settings
 from fastdirs.errors import OutputError, SelectionError, UnknownNameError
 from fastdirs.generators import Generator
 from fastdirs.loading import load_generator
 from fastdirs.pairs import ShiftDistribution, draw_pairs
 from fastdirs.reconstructors import load_reconstructor
+from fastdirs.shift_space import ShiftSpace
 from fastdirs.training.frozen import FrozenGenerator
 
 QUICK = {
@@ -59,6 +62,11 @@ def test_bank_and_reconstructor_agree_on_order_sign_and_length(deformator: str, 
         )
     accuracy = (logits.argmax(dim=1) == pairs.directions).float().mean()
     assert accuracy > 0.5
+    for direction in range(4):
+        mine = pairs.directions == direction
+        together = torch.corrcoef(torch.stack([epsilon[mine], pairs.epsilons[mine]]))[0, 1]
+        # Negative where a sign was lost. Some shifts look the same either way.
+        assert together > -0.2, direction
     assert torch.corrcoef(torch.stack([epsilon, pairs.epsilons]))[0, 1] > 0.4
 
 
@@ -112,3 +120,27 @@ def test_mistakes(toy: Generator) -> None:
     with pytest.raises(SelectionError, match="17 directions are out of range"):
         discover(toy, "voynov", 17, settings=QUICK)
     assert asdict(Settings())["shift_weight"] == 0.25
+
+
+class Lopsided(Deformator):
+    """A path whose two ends point the same way, the longer one at the far left."""
+
+    straight = False
+
+    def deform(self, basis: Tensor) -> Tensor:
+        """`[batch, num_directions]` -> `[batch, size]`."""
+        epsilon = basis.sum(dim=1, keepdim=True)
+        return torch.where(epsilon < 0, -2 * epsilon, epsilon) * torch.eye(1, self.size)
+
+
+def test_a_path_is_recorded_as_turned_where_the_bank_turned_it(toy: Generator, tmp_path: Path) -> None:
+    space = ShiftSpace(toy, (0,))
+    search = Search(generator=toy, space=space, num_directions=1, folder=tmp_path / "run")
+    settings = Settings(steps=1, batch=4, held_out=4, save_every=50, precision="f32").resolved(toy)
+    found = learn(search, "voynov", settings, lambda: Lopsided(1, space.size))
+    bank = space.bank(found.vectors, found.scores, "voynov", {}, found.knots)
+    _, content = load_reconstructor(tmp_path / "run" / "reconstructor.safetensors")
+    (length,) = content["lengths"]
+    shift = bank.shift(0, 6.0 * length)
+    torch.testing.assert_close(shift[0], 6 * torch.eye(1, space.size)[0])
+    assert length == -1

@@ -118,19 +118,28 @@ def test_truncated_files(name: str, vectors: Tensor, layered: Generator, tmp_pat
 
 
 @every_format
-def test_files_of_other_kinds(name: str, layered: Generator, toy_bank: DirectionBank, tmp_path: Path) -> None:
+def test_files_of_other_kinds(name: str, layered: Generator, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "page").write_text("<html>Please log in</html>")
     (tmp_path / "folder").mkdir()
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    toy_bank.save(tmp_path / "bank.safetensors")
     for path in tmp_path.iterdir():
         assert not BANK_FORMATS.load(name).recognises(path)
         with pytest.raises(BankError, match="is in none of the formats"):
             import_bank(path, layered)
         with pytest.raises(BankError, match=f"is not of the format {name}"):
             import_bank(path, layered, format_name=name)
+
+
+@every_format
+def test_a_bank_needs_no_import(name: str, toy: Generator, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    path = tmp_path / "bank.safetensors"
+    toy_bank.save(path)
+    assert not BANK_FORMATS.load(name).recognises(path)
+    for format_name in (None, name):
+        with pytest.raises(BankError, match=r"is a direction bank of fastdirs already\. Use it as it is"):
+            import_bank(path, toy, format_name=format_name)
 
 
 def test_a_file_that_is_not_there(layered: Generator, tmp_path: Path) -> None:

@@ -150,5 +150,12 @@ def test_tensors_of_other_shapes(layered: Generator, tmp_path: Path) -> None:
         import_bank(run(tmp_path, "proj", state), layered)
     with pytest.raises(BankError, match="lacks tensors of a deformator fc"):
         import_bank(run(tmp_path, "fc", {"fc1.weight": torch.ones(3, SIZE)}), layered)
-    with pytest.raises(BankError, match="in other shapes"):
-        import_bank(run(tmp_path, "ortho", {"log_mat_half": torch.ones(SIZE, 2)}), layered)
+    for half in (torch.ones(SIZE, 2), torch.tensor(1.0), torch.ones(0)):
+        with pytest.raises(BankError, match="in other shapes"):
+            import_bank(run(tmp_path, "ortho", {"log_mat_half": half}), layered)
+
+
+@pytest.mark.parametrize("count", ["x", -1, 6, float("nan"), float("inf"), [1], 10**30])
+def test_axes_that_there_are_not(count: object, layered: Generator, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match=r"says .* directions\. Expected 1 to 5"):
+        import_bank(run(tmp_path, "id", {}, directions_count=count), layered)

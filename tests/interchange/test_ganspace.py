@@ -40,6 +40,8 @@ def test_components_of_z(layered: Generator, toy: Generator, tmp_path: Path) -> 
 def test_deviations_of_other_components(layered: Generator, vectors: Tensor, tmp_path: Path) -> None:
     with pytest.raises(BankError, match="do not belong together"):
         import_bank(save(tmp_path / "c.npz", vectors, [4, 3]), layered)
+    with pytest.raises(BankError, match="do not belong together"):
+        import_bank(save(tmp_path / "c.npz", vectors, [4, 3, 2, 1.5], var_ratio=np.float32(1.0)), layered)
 
 
 def test_deviations_that_are_not_finite(layered: Generator, vectors: Tensor, tmp_path: Path) -> None:

@@ -88,3 +88,20 @@ def test_another_size(toy: Generator, linear: dict[str, Tensor], tmp_path: Path)
     path = save(tmp_path / "best_model.pt", linear)
     with pytest.raises(BankError, match="latents of 5 numbers, but those of toy have 16"):
         import_bank(path, toy, options={"at": "mean"})
+
+
+def test_a_model_without_tensors(layered: Generator, tmp_path: Path) -> None:
+    with pytest.raises(BankError, match="lacks tensors of its model"):
+        import_bank(save(tmp_path / "best_model.pt", {"params": "lost"}), layered)  # type: ignore[dict-item]
+    for params in (torch.tensor(1.0), torch.ones(SIZE)):
+        with pytest.raises(BankError, match=r"directions of shape .* Expected \[K, size\]"):
+            import_bank(save(tmp_path / "best_model.pt", {"params": params}), layered)
+
+
+@pytest.mark.parametrize(("weight", "bias"), [((), (SIZE,)), ((SIZE,), ()), ((SIZE, SIZE), (1,))])
+def test_affine_tensors_of_other_shapes(
+    weight: tuple[int, ...], bias: tuple[int, ...], layered: Generator, tmp_path: Path
+) -> None:
+    model = {"nets.0.linear_1.weight": torch.ones(weight), "nets.0.linear_1.bias": torch.ones(bias)}
+    with pytest.raises(BankError, match=r"lacks tensors of its model|do not belong together"):
+        import_bank(save(tmp_path / "best_model.pt", model), layered, options={"at": "mean"})

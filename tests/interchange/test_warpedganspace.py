@@ -73,6 +73,11 @@ def test_parts_that_do_not_belong_together(toy: Generator, tmp_path: Path) -> No
     state = {**support_sets(toy.dim), "ALPHAS": torch.ones(COUNT, 5)}
     with pytest.raises(BankError, match="do not belong together"):
         import_bank(save(tmp_path / "support_sets.pt", state), toy, options={"at": "mean"})
+    for name in ("SUPPORT_SETS", "ALPHAS", "LOGGAMMA"):
+        for tensor in (torch.tensor(1.0), torch.ones(1), torch.ones(COUNT, 0)):
+            state = {**support_sets(toy.dim), name: tensor}
+            with pytest.raises(BankError, match="do not belong together"):
+                import_bank(save(tmp_path / "support_sets.pt", state), toy, options={"at": "mean"})
     lost = {**support_sets(toy.dim), "ALPHAS": "gone"}
     with pytest.raises(BankError, match="lacks tensors of its support sets"):
         import_bank(save(tmp_path / "support_sets.pt", lost), toy, options={"at": "mean"})

@@ -109,6 +109,18 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_state(toy: Generator, tmp_
     assert all(math.isfinite(value) for line in read_log(tmp_path / "run") for value in line.values())
 
 
+def test_no_checkpoint_is_promised_where_there_is_none(toy: Generator, tmp_path: Path) -> None:
+    wild = replace(QUICK, log_every=4, reconstructor_lr=1e9, directions_lr=1e9)
+    with pytest.raises(TrainingError, match="not finite") as caught:
+        run(toy, wild, folder=tmp_path / "run")
+    assert ("is kept" in str(caught.value)) == (tmp_path / "run" / STATE_FILE).exists()
+
+
+def test_weights_that_are_spoiled_in_the_end(toy: Generator) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        run(toy, replace(QUICK, steps=2, reconstructor_lr=2e9, directions_lr=2e9))
+
+
 def test_directions_that_are_there_already_are_left_alone(toy: Generator) -> None:
     space = ShiftSpace(toy, (0,))
     paths = torch.randn(3, 1, toy.dim) * torch.tensor([-1.0, 0.0, 1.0])[:, None]

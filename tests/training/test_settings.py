@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 import pytest
+import torch
 
 from fastdirs.errors import SelectionError
 from fastdirs.generators import Generator
@@ -51,3 +52,9 @@ def test_values_out_of_range(wrong: dict[str, object], message: str) -> None:
 def test_a_size_that_does_not_divide_the_picture(toy: Generator) -> None:
     with pytest.raises(SelectionError, match="resize=24 does not divide the 32 pixels of toy"):
         replace(TrainingSettings(), resize=24).resolved(toy)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there(toy: Generator) -> None:
+    with pytest.raises(SelectionError, match="device=cuda: torch sees no GPU here"):
+        TrainingSettings(device="cuda").resolved(toy)
