@@ -195,8 +195,7 @@ class Training(nn.Module):
 
     def _synthesise(self, z: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            images = self.generator.run_stages(self.generator.map_z(z, None))
-        return images.float()
+            return self.generator.run_stages(self.generator.map_z(z, None)).float()
 
     def _critic_loss(self, real: Tensor, z: Tensor) -> Tensor:
         """The hinge loss of Miyato et al. 2018, equation 16."""
@@ -206,10 +205,11 @@ class Training(nn.Module):
         return functional.relu(1 - scores[0]).mean() + functional.relu(1 + scores[1]).mean()
 
     def _descend(self, name: str, loss: Tensor) -> float:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad()
+        if not loss.isfinite():
+            raise FastdirsError(f"The {name}'s loss is {loss.item()} at step {self.steps}. Lower --rate.")
+        self.optimisers[name].zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        self.optimisers[name].step()
         return loss.item()
 
     @torch.no_grad()
@@ -279,8 +279,8 @@ def train(training: Training, steps: int, minutes: float | None, out: Path, ever
             critic, loss = np.mean(training.losses[-every:], axis=0)
             rate = training.steps / training.seconds
             left = training.seconds / 60 * (1 / spent(training, steps, minutes) - 1)
-            losses = f"discriminator {critic:.3f}, generator {loss:.3f}"
-            print(f"step {training.steps}: {losses}, {rate:.2f} steps/s, {left:.0f} min left", flush=True)
+            told = f"losses {critic:.3f}, {loss:.3f}; {rate:.2f} steps/s, {left:.0f} min left"
+            print(training.steps, told, flush=True)
             keep(training, out)
     keep(training, out)
 

@@ -15,7 +15,10 @@ from fastdirs.cli import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
+DOCUMENTS = [
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "banks/README.md",
+    "assets/README.md", "docs/discovery.md",
+]  # fmt: skip
 _TABLES_ARE_CURRENT = """
 import sys
 from pathlib import Path

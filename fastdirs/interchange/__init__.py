@@ -201,6 +201,8 @@ def _check(path: Path, imported: Imported) -> None:
             f"{path} holds directions of shape {list(vectors.shape)}. Expected [{before}, size] or "
             f"[{before}, layers, dim]. Get it again from where it was made."
         )
+    if vectors.is_complex():
+        raise BankError(f"{path} holds directions of complex numbers. Expected real ones. Name another file.")
     if not len(vectors):
         raise BankError(f"{path} holds no directions. Name another file.")
     # Paths are kept as they are, in float32.

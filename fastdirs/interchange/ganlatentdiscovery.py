@@ -136,7 +136,7 @@ def _axes(path: Path, args: Json, size: int) -> int:
     count = args.get("directions_count") or args.get("max_latent_ind")
     if count is None:
         return size
-    if not isinstance(count, int) or not 1 <= count <= size:
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= size:
         raise BankError(
             f"The args.json of {path} says {str(count)[:40]} directions. Expected 1 to {size}, the numbers "
             "in a latent. Correct it, or name the generator of the run."

@@ -70,8 +70,7 @@ def _parts(path: Path, state: Mapping[str, Tensor], space: ShiftSpace) -> tuple[
     if (
         not alphas.ndim == supports.ndim == 2
         or not alphas.shape[:1] == supports.shape[:1] == gammas.shape[:1]
-        or not alphas.numel()
-        or not gammas.numel()
+        or not all(tensor.numel() for tensor in (alphas, supports, gammas))
         or supports.shape[1] % alphas.shape[1]
     ):
         raise BankError(f"{path} holds support sets and weights that do not belong together. Get it again.")

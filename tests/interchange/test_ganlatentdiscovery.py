@@ -155,7 +155,7 @@ def test_tensors_of_other_shapes(layered: Generator, tmp_path: Path) -> None:
             import_bank(run(tmp_path, "ortho", {"log_mat_half": half}), layered)
 
 
-@pytest.mark.parametrize("count", ["x", -1, 6, float("nan"), float("inf"), [1], 10**30])
+@pytest.mark.parametrize("count", ["x", -1, 6, float("nan"), float("inf"), [1], 10**30, True])
 def test_axes_that_there_are_not(count: object, layered: Generator, tmp_path: Path) -> None:
     with pytest.raises(BankError, match=r"says .* directions\. Expected 1 to 5"):
         import_bank(run(tmp_path, "id", {}, directions_count=count), layered)

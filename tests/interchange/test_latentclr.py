@@ -96,6 +96,8 @@ def test_a_model_without_tensors(layered: Generator, tmp_path: Path) -> None:
     for params in (torch.tensor(1.0), torch.ones(SIZE)):
         with pytest.raises(BankError, match=r"directions of shape .* Expected \[K, size\]"):
             import_bank(save(tmp_path / "best_model.pt", {"params": params}), layered)
+    with pytest.raises(BankError, match="complex numbers"):
+        import_bank(save(tmp_path / "best_model.pt", {"params": torch.ones(2, SIZE) * 1j}), layered)
 
 
 @pytest.mark.parametrize(("weight", "bias"), [((), (SIZE,)), ((SIZE,), ()), ((SIZE, SIZE), (1,))])

@@ -105,8 +105,8 @@ print("agreed")
 def test_processes_share_gradients_and_whole_sets_of_directions(tmp_path: Path) -> None:
     (tmp_path / "agree.py").write_text(_AGREE)
     launched = [
-        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        str(tmp_path / "agree.py"),
+        sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", "2", str(tmp_path / "agree.py"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launched, env=environment, check=False, capture_output=True, text=True)
