@@ -191,7 +191,7 @@ def _facts(content: Json) -> dict[str, str]:
     facts = {}
     if rca is not None:
         facts["RCA, held-out seeds"] = _share(rca)
-        facts["RCA, seeds of training"] = _share(training)
+        facts["RCA, seeds of training"] = "not recorded" if training is None else _share(training)
         facts["ε error, held-out seeds"] = f"{rca['epsilon_error']:.3g}"
     facts["DVN"] = "not measured (no real pictures)" if content["dvn"] is None else f"{content['dvn']:.3f}"
     if content["likeness"] is not None:
