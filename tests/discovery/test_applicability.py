@@ -28,7 +28,13 @@ def generator(
     return random_generator(kind) if kind in CONFIGS else request.getfixturevalue(kind)
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+# `manifolds` trains as `voynov` does: every family of it takes a while.
+METHODS_HERE = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "manifolds" else []) for name in METHODS.names()
+]
+
+
+@pytest.mark.parametrize("method", METHODS_HERE)
 def test_it_applies_or_says_which_methods_do(
     method: str, kind: str, generator: Generator, small_settings: Callable[[str], dict[str, str]]
 ) -> None:

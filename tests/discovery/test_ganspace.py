@@ -104,6 +104,7 @@ def test_the_usual_stage_has_room_for_the_directions(toy: Generator) -> None:
         assert bank.settings["decomposed"] == f"stage {stage}"
 
 
+@pytest.mark.slow
 def test_the_usual_number_of_samples(toy: Generator, layered: Generator) -> None:
     for generator, samples in ((toy, 4_000), (layered, 10_000)):
         usual = discover(generator, "ganspace", 5)

@@ -41,7 +41,10 @@ def test_every_deformator_becomes_a_bank(toy: Generator, deformator: str, tmp_pa
         torch.testing.assert_close(bank.directions.flatten(1).norm(dim=1), torch.ones(4))
 
 
-@pytest.mark.parametrize("deformator", ["linear", "proj", "fc"])
+@pytest.mark.parametrize(
+    "deformator",
+    ["proj", pytest.param("linear", marks=pytest.mark.slow), pytest.param("fc", marks=pytest.mark.slow)],
+)
 def test_bank_and_reconstructor_agree_on_order_sign_and_length(deformator: str, tmp_path: Path) -> None:
     toy = load_generator("toy", options={"resolution": "16"})
     settings = {**QUICK, "steps": "200", "batch": "16", "log_every": "200", "save_every": "200"}
