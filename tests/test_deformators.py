@@ -117,3 +117,17 @@ def test_mistakes() -> None:
     for kind in DEFORMATORS:
         with pytest.raises(SelectionError, match=r"8 directions are out of range.*1 to 7"):
             build_deformator(kind, 8, SIZE)
+
+
+def test_a_path_begins_at_exactly_zero_whatever_the_rounding() -> None:
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            deformator = build_deformator("fc", 40, 128)
+            paths = deformator.paths(torch.linspace(-6, 6, 25))
+            assert not paths[:, 12].any()
+            assert paths[:, 11].any(dim=1).all()
+    finally:
+        torch.set_num_threads(threads)

@@ -100,8 +100,6 @@ def _vectors(deformator: Deformator, reach: float) -> tuple[Tensor, Tensor | Non
     half = torch.linspace(0, reach, NUM_KNOTS // 2 + 1)
     knots = torch.cat([-half[1:].flip(0), half])
     paths = deformator.paths(knots)
-    # Rounding may leave a trace of a shift where there is none.
-    paths[:, NUM_KNOTS // 2] = 0
     return paths, knots, torch.ones(len(paths))
 
 
