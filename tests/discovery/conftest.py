@@ -1,7 +1,7 @@
 """Generators of every kind to look for directions in, and settings with which methods are quick."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -86,3 +86,12 @@ def own_module() -> Generator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return ModuleGenerator(_Bent(), name="mine")
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """With several, the first pictures of a process may differ in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -30,8 +30,9 @@ def command(out: Path, steps: int, *before: str) -> list[str]:
 @pytest.mark.slow
 def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    assert subprocess.run(command(whole, 400), check=False).returncode == 0
-    process = subprocess.Popen(command(killed, 400))
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command(whole, 400), env=one_thread, check=False).returncode == 0
+    process = subprocess.Popen(command(killed, 400), env=one_thread)
     deadline = time.monotonic() + 240
     # Somewhere between two checkpoints, not before the first.
     while len(read_log(tmp_path / "killed.run")) < 7:
@@ -41,7 +42,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not killed.exists()
-    assert subprocess.run(command(killed, 400), check=False).returncode == 0
+    assert subprocess.run(command(killed, 400), env=one_thread, check=False).returncode == 0
     assert killed.read_bytes() == whole.read_bytes()
     for name in ("checkpoint.safetensors", "reconstructor.safetensors", "log.jsonl"):
         assert (tmp_path / "killed.run" / name).read_bytes() == (tmp_path / "whole.run" / name).read_bytes()
