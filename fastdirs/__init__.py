@@ -20,8 +20,9 @@ The map, each level importing only from those above it:
       loading, graphs,                what the user names -> generator; what is traced;
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
     parity, throughput, download,     error against torch; images per second; fetching zoo entries;
-      tracing                         a module becomes one ONNX file
-    training/                         one loop for all methods that train
+      tracing, graph_parts,           a module becomes one ONNX file; it is cut between stages;
+      graph_precision, quantization   f16 and bf16 in the graph; int8, calibrated on sampled latents
+    training/, engines                one loop for all methods that train; engines of exported graphs
     discovery/, selection, export,    one file per method; the fastest backend here; trace, verify, write;
       reconstructor_export            the same for reconstructors
     runtime, reconstructor_runtime,   an opened backend, for images and for what is seen in them;

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +22,8 @@ from fastdirs.errors import (
     RecipeError,
 )
 from fastdirs.generators import Generator
-from fastdirs.graphs import MappingGraph, SynthesisGraph, synthesis_inputs
+from fastdirs.graph_parts import mark_boundaries
+from fastdirs.graphs import MappingGraph, StatesGraph, SynthesisGraph, synthesis_inputs
 from fastdirs.latents import psi_per_layer, sample_z
 from fastdirs.loading import load_generator
 from fastdirs.lowering import FORMS, lower
@@ -227,8 +230,11 @@ def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Rep
         seen.append(str(lowered.stages))
         report(f"tracing {form}")
         graphs[form] = folder / f"{form}.onnx"
-        module, opset, identity = SynthesisGraph(lowered), recipe.graph.opset, generator.identity()
-        trace(module, module.example(), graphs[form], module.inputs, "images", opset, identity)
+        module = StatesGraph(lowered)
+        trace(
+            module, module.example(), graphs[form], module.inputs, list(chain(*module.states)),
+            recipe.graph.opset, generator.identity(), finish=partial(mark_boundaries, states=module.states),
+        )  # fmt: skip
     return graphs
 
 
@@ -253,7 +259,7 @@ def _fastest(
         return next(iter(graphs))
     sessions = {}
     for form, path in graphs.items():
-        for (backend, precision), session in open_all(pairs, path, True).items():
+        for (backend, precision), session in open_all(pairs, {"f32": path}, True).items():
             parity = measure(session, reference.inputs, reference.images, (recipe.batch.opt,))
             if parity.within(recipe.accept[precision]):
                 sessions[f"{form} / {backend} {precision}"] = session
@@ -285,7 +291,7 @@ def _verify(
     """Error at batch 1, 2 and the maximum on each backend; what is required must pass, and at least one."""
     sizes = sorted({1, min(2, max_batch), max_batch})
     rows: list[Json] = []
-    sessions = open_all(pairs, path, False)
+    sessions = open_all(pairs, {"f32": path}, False)
     lacking = [precision for precision in recipe.required if precision not in {p for _, p in sessions}]
     if lacking:
         raise BackendError(

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastdirs.generators import Generator
+from fastdirs.generators import Generator, State
 from fastdirs.latents import truncate
 
 
@@ -34,6 +34,70 @@ class SynthesisGraph(nn.Module):
         """Inputs to trace with, batch 2: `[2, layers, dim]`, and `[2, c_dim]` if it reads the class."""
         latents = torch.zeros(2, self.generator.num_layers, self.generator.dim)
         return (latents, torch.zeros(2, self.generator.c_dim))[: len(self.inputs)]
+
+
+class StatesGraph(SynthesisGraph):
+    """`SynthesisGraph` that returns what each stage hands on, so that the graph can be cut between stages.
+
+    Attributes:
+        states: Names of what `forward` returns, stage by stage; the last one is "images".
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__(generator)
+        with torch.inference_mode():
+            counts = [len(state) for state in self._states(*self.example())]
+        self.states = [[f"state{stage}.{k}" for k in range(count)] for stage, count in enumerate(counts)]
+        self.states[-1] = ["images"]
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, c: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """As in `SynthesisGraph`; returns the tensors of all states, `[batch, ...]` each, the images last."""
+        return tuple(tensor for state in self._states(latents, c) for tensor in state)
+
+    def _states(self, latents: Tensor, c: Tensor | None = None) -> list[tuple[Tensor, ...]]:
+        state: State = c
+        states = []
+        for stage in self.generator.stages:
+            state = stage(state, latents)
+            assert state is not None
+            states.append((state,) if isinstance(state, Tensor) else state)
+        return states
+
+
+class PartGraph(nn.Module):
+    """Some stages: `latents`, maybe `c`, and the state before them -> the state after them, or images.
+
+    Args:
+        generator: The generator.
+        begin: First stage; 0 takes no state.
+        end: The stage to end before; None for the images.
+
+    Attributes:
+        class_read: Whether `forward` takes `c`.
+    """
+
+    def __init__(self, generator: Generator, begin: int = 0, end: int | None = None) -> None:
+        super().__init__()
+        self.generator = generator
+        self.class_read = generator.class_in == "synthesis"
+        self.begin = begin
+        self.end = len(generator.stages) if end is None else end
+
+    def forward(self, latents: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """Latents `[batch, layers, dim]`, weights of the classes `[batch, c_dim]` if read, the state's tensors.
+
+        Returns the tensors of the state after the stages, `[batch, ...]` each.
+        """
+        c, tensors = (rest[0], rest[1:]) if self.class_read else (None, rest)
+        state: State = c
+        if self.begin:
+            state = tensors[0] if len(tensors) == 1 else tensors
+        for stage in self.generator.stages[self.begin : self.end]:
+            state = stage(state, latents)
+        assert state is not None
+        return (state,) if isinstance(state, Tensor) else state
 
 
 class MappingGraph(nn.Module):

@@ -9,6 +9,8 @@ from typing import Any
 from fastdirs.errors import RecipeError
 from fastdirs.registry import unknown_name
 
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
@@ -16,11 +18,42 @@ class Graph:
 
     Attributes:
         lowering: A form ("plain", "folded", "subpixel"), or "auto" for the one that is fastest here.
-        opset: ONNX operator set; 18 is what every runtime knows.
+        opset: ONNX operator set; 18 is what every runtime knows. A bf16 graph is written in 22, the first
+            that has it.
+        precisions: Graphs to write. "f32" is always there, and serves runtimes that lower the precision by
+            themselves; "f16", "bf16" and "int8" are for those that compute in what the graph says.
     """
 
     lowering: str = "auto"
     opset: int = 18
+    precisions: tuple[str, ...] = ("f32",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Engines that are compiled ahead of time.
+
+    Attributes:
+        to: "onnx" for graphs alone, "tensorrt" or "tensorrt-rtx" for engines of them as well.
+        compute_capability: GPUs to build for, such as "8.9"; empty means the GPU of this machine, or where
+            there is none every one that the library builds for without one.
+        optimization_level: How long the builder searches, 0 (least) to 5.
+        workspace_mib: Memory that the builder may use on the GPU; None sets no limit.
+
+    Raises:
+        RecipeError: An unknown target, or a level out of range.
+    """
+
+    to: str = "onnx"
+    compute_capability: tuple[str, ...] = ()
+    optimization_level: int = 3
+    workspace_mib: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.to not in TARGETS:
+            raise RecipeError(f"[engine]: {unknown_name('target', self.to, TARGETS)}")
+        if not 0 <= self.optimization_level <= 5:
+            raise RecipeError(f"[engine]: optimization_level is {self.optimization_level}. Expected 0 to 5.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +102,20 @@ class Tolerance:
 DEFAULT_ACCEPT = {
     "f32": Tolerance(mean=0.01, max=0.5, psnr=70.0),
     "bf16": Tolerance(mean=0.5, max=24.0, psnr=42.0),
+    # f16 keeps 11 bits.
+    "f16": Tolerance(mean=0.1, max=8.0, psnr=52.0),
+    # 8 bits for weights and activations show: nobody gets them who did not ask.
+    "int8": Tolerance(mean=3.0, max=96.0, psnr=30.0),
 }
+
+
+def usual_accept(precisions: Collection[str] = ("f32",)) -> dict[str, Tolerance]:
+    """Tolerances where none are stated: of fp32, of bf16 (which runtimes make of fp32 graphs), of asked ones.
+
+    Args:
+        precisions: Graphs that are asked for.
+    """
+    return {name: DEFAULT_ACCEPT[name] for name in DEFAULT_ACCEPT if name in ("f32", "bf16", *precisions)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +127,7 @@ class Recipe:
         weights_sha256: Identity that the generator must have; None accepts any.
         graph: How the graph is written.
         batch: Batch sizes.
+        engine: Engines that are compiled ahead of time.
         accept: Tolerance for each precision that may be used.
         required: Precisions that must pass, or the export fails; others in `accept` are used only if they
             pass.
@@ -94,7 +141,8 @@ class Recipe:
     weights_sha256: str | None = None
     graph: Graph = field(default_factory=Graph)
     batch: Batch = field(default_factory=Batch)
-    accept: Mapping[str, Tolerance] = field(default_factory=lambda: dict(DEFAULT_ACCEPT))
+    engine: Engine = field(default_factory=Engine)
+    accept: Mapping[str, Tolerance] = field(default_factory=usual_accept)
     required: tuple[str, ...] = ("f32",)
 
     def __post_init__(self) -> None:
@@ -102,6 +150,12 @@ class Recipe:
             raise RecipeError(
                 f"batch.opt is {self.batch.opt}. Expected 1 to batch.max, which is {self.batch.max}."
             )
+        for precision in self.graph.precisions:
+            if precision not in self.accept:
+                raise RecipeError(
+                    f"[graph] precisions names {precision!r}, but there is no [accept.{precision}]: "
+                    "say which error is accepted."
+                )
         for precision in self.accept:
             if precision not in DEFAULT_ACCEPT:
                 raise RecipeError(
@@ -130,7 +184,7 @@ def load_recipe(path: Path) -> Recipe:
     accept = content.pop("accept", None)
     required = content.pop("required", None)
     values = _checked(Recipe, content, str(path), {"accept", "required"})
-    for name, kind in (("graph", Graph), ("batch", Batch)):
+    for name, kind in (("graph", Graph), ("batch", Batch), ("engine", Engine)):
         if name in values:
             values[name] = kind(**_checked(kind, values[name], f"{path} [{name}]"))
     if accept is not None:
@@ -155,8 +209,11 @@ _TYPES: dict[Any, tuple[type, ...]] = {
     int: (int,),
     float: (int, float),
     str | None: (str,),
+    int | None: (int,),
+    tuple[str, ...]: (list,),
     Graph: (dict,),
     Batch: (dict,),
+    Engine: (dict,),
 }
 
 
@@ -171,7 +228,9 @@ def _checked(kind: type[Any], table: Any, where: str, elsewhere: Collection[str]
         wanted = _TYPES[known[key].type]
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise RecipeError(f"{where}: {key} is {value!r}. Expected {wanted[-1].__name__}.")
+        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+            raise RecipeError(f"{where}: {key} is {value!r}. Expected a list of strings.")
     for name, each in known.items():
         if name not in table and each.default is MISSING and each.default_factory is MISSING:
             raise RecipeError(f"{where}: {name} is missing.")
-    return dict(table)
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}

@@ -197,7 +197,9 @@ def _open_artifact(artifact: ReconstructorArtifact, backend: str) -> Reconstruct
         )
     else:
         pairs = [(backend, _PRECISION)]
-    sessions = {name: session for (name, _), session in open_all(pairs, artifact.graph_path, False).items()}
+    sessions = {
+        name: session for (name, _), session in open_all(pairs, {"f32": artifact.graph_path}, False).items()
+    }
     name, reason = _fastest(artifact, sessions)
     for other in sessions.keys() - {name}:
         sessions[other].close()

@@ -140,7 +140,7 @@ def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: i
     reference = artifact.reference()
     inputs, images = reference.inputs, reference.images
     accept = artifact.accept
-    sessions = open_all(pairs, artifact.synthesis_path, True)
+    sessions = open_all(pairs, {"f32": artifact.synthesis_path}, True)
     parities = {pair: measure(session, inputs, images, (1, batch_size)) for pair, session in sessions.items()}
     rows = np.arange(batch_size) % len(images)
     batch = [np.ascontiguousarray(each[rows]) for each in inputs]

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -26,6 +26,7 @@ def trace(
     opset: int,
     identity: Json,
     kind: str = "generator",
+    finish: Callable[[onnx.ModelProto], None] = lambda model: None,
 ) -> None:
     """Write a module as one ONNX file with a dynamic batch, names and metadata.
 
@@ -38,6 +39,7 @@ def trace(
         opset: ONNX operator set.
         identity: What the file records of what it was made from; "name" is what people call it.
         kind: What that is.
+        finish: Called with the graph before it is checked and written, to change it in place.
 
     Raises:
         ContractError: The module cannot be traced, or not for every batch size.
@@ -73,6 +75,7 @@ def trace(
         each.ClearField("metadata_props")
     model.producer_name = "fastdirs"
     onnx.helper.set_model_props(model, {"fastdirs": json.dumps({kind: identity})})
+    finish(model)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
 

@@ -22,8 +22,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("directions", "generators"),
     ("module_generator", "identification", "shift_space", "reconstructors", "pairs", "deformators"),
     ("lowering", "interchange", "bank_editing", "backends", "loading", "artifact", "graphs", "traversal"),
-    ("parity", "throughput", "download", "tracing"),
-    ("training",),
+    ("parity", "throughput", "download", "tracing", "graph_parts", "graph_precision", "quantization"),
+    ("training", "engines"),
     ("discovery", "selection", "export", "reconstructor_export"),
     ("runtime", "reconstructor_runtime", "bench", "inspection", "writers"),
     ("gallery", "samples"),
@@ -53,9 +53,10 @@ ONLY_IN = {
     "click": ("cli/",),
     "onnx": (
         "backends/ort.py", "checkpoints/onnx_file.py", "export.py", "generators/onnx_graph.py",
-        "inspection.py", "tracing.py",
+        "inspection.py", "tracing.py", "graph_parts.py", "graph_precision.py", "quantization.py", "runtime.py",
+        "backends/trt.py", "backends/_tensorrt", "engines.py",
     ),
-    "onnxruntime": ("backends/ort.py", "generators/onnx_graph.py"),
+    "onnxruntime": ("backends/ort", "backends/_ort", "generators/onnx_graph.py", "quantization.py"),
     "onnxscript": ("tracing.py",),
     "jinja2": ("evaluation/report.py",),
     "lightning_fabric": ("training/trainer.py",),
@@ -63,7 +64,8 @@ ONLY_IN = {
     "PIL": ("images.py", "writers/"),
     "rich": ("cli/",),
     "subprocess": ("download.py",),
-    "tensorrt": ("backends/trt.py",),
+    "tensorrt": ("backends/trt.py", "backends/_tensorrt"),
+    "tensorrt_rtx": ("backends/trt.py", "backends/_tensorrt"),
 }  # fmt: skip
 
 

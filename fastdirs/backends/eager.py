@@ -6,15 +6,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fastdirs.backends import Array, Backend, Session
+from fastdirs.backends import Array, Backend, Kept, Session
 from fastdirs.errors import BackendError
 from fastdirs.machine import bf16_unit
+from fastdirs.recipe import Batch
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 class _Eager(Session):
-    def __init__(self, module: nn.Module, precision: str, streaming: bool) -> None:
+    def __init__(
+        self, source: nn.Module, precision: str, streaming: bool = False, batch: Batch | None = None
+    ) -> None:
         if precision not in _DTYPES:
             raise BackendError(
                 f"eager has no precision {precision!r}. Expected one of: {', '.join(_DTYPES)}."
@@ -22,7 +25,7 @@ class _Eager(Session):
         self._dtype = _DTYPES[precision]
         # A copy: changing the precision of the caller's module would change the caller's pictures.
         self._module: nn.Module | None = (
-            module if self._dtype == torch.float32 else copy.deepcopy(module).to(self._dtype)
+            source if self._dtype == torch.float32 else copy.deepcopy(source).to(self._dtype)
         )
         self.precision = precision
         version = torch.__version__.partition("+")[0]
@@ -30,11 +33,11 @@ class _Eager(Session):
         self.detail = ""
         self.num_parallel = 1
 
-    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
+    def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
         assert self._module is not None
         with torch.inference_mode():
             # Copies: the module may write to its inputs, and the caller's arrays may be read-only.
-            tensors = [torch.tensor(array, dtype=self._dtype) for array in inputs]
+            tensors = [torch.as_tensor(array).to(self._dtype, copy=True) for array in inputs]
             try:
                 outputs: torch.Tensor | tuple[torch.Tensor, ...] = self._module(*tensors)
             except RuntimeError as error:

@@ -9,23 +9,26 @@ import numpy as np
 import openvino
 from openvino.properties import hint
 
-from fastdirs.backends import Array, Backend, Session
+from fastdirs.backends import Array, Backend, Kept, Session
 from fastdirs.errors import BackendError
 from fastdirs.machine import bf16_unit
+from fastdirs.recipe import Batch
 
 _TYPES = {"f32": "float32", "bf16": "bfloat16"}
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 class _OpenVino(Session):
-    def __init__(self, path: Path, precision: str, streaming: bool) -> None:
+    def __init__(
+        self, source: Path, precision: str, streaming: bool = False, batch: Batch | None = None
+    ) -> None:
         if precision not in _TYPES:
             raise BackendError(
                 f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}."
             )
         mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
         compiled = _core().compile_model(
-            str(path), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
+            str(source), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
         )
         # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it
         # on others.
@@ -59,7 +62,7 @@ class _OpenVino(Session):
         ]
         self.run([np.zeros(shape, dtype=np.float32) for shape in shapes])
 
-    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
+    def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
         # Otherwise the next line would wait for ever.
         assert not self._closed
         request = self._requests.get()
@@ -102,4 +105,11 @@ def _precisions() -> tuple[str, ...]:
     return ("f32", "bf16") if bf16_unit() else ("f32",)
 
 
-BACKEND = Backend(summary="OpenVINO, CPU", runs="graph", precisions=_precisions, open=_OpenVino)
+BACKEND = Backend(
+    summary="OpenVINO, CPU",
+    runs="graph",
+    precisions=_precisions,
+    open=_OpenVino,
+    # It computes in bf16 from a float32 graph.
+    graph_of=lambda precision: "f32" if precision == "bf16" else precision,
+)

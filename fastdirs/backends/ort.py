@@ -5,14 +5,17 @@ from pathlib import Path
 
 import onnxruntime
 
-from fastdirs.backends import Array, Backend, Session
+from fastdirs.backends import Array, Backend, Kept, Session
 from fastdirs.errors import BackendError
+from fastdirs.recipe import Batch
 
 _PROVIDER = "CPUExecutionProvider"
 
 
 class _Ort(Session):
-    def __init__(self, path: Path, precision: str, streaming: bool) -> None:
+    def __init__(
+        self, source: Path, precision: str, streaming: bool = False, batch: Batch | None = None
+    ) -> None:
         if precision != "f32":
             raise BackendError(
                 f"ort has no precision {precision!r} on CPUs: ONNX Runtime does not compute in it. Use f32."
@@ -23,7 +26,7 @@ class _Ort(Session):
         # Errors are raised; what remains are warnings about graph clean-up that a user cannot act on.
         options.log_severity_level = 3
         self._session: onnxruntime.InferenceSession | None = onnxruntime.InferenceSession(
-            str(path), options, providers=[_PROVIDER]
+            str(source), options, providers=[_PROVIDER]
         )
         self._names = [each.name for each in self._session.get_inputs()]
         providers = self._session.get_providers()
@@ -37,7 +40,7 @@ class _Ort(Session):
         self.detail = ""
         self.num_parallel = 1
 
-    def run_all(self, inputs: Sequence[Array]) -> list[Array]:
+    def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
         assert self._session is not None
         outputs: list[Array] = self._session.run(None, dict(zip(self._names, inputs, strict=True)))
         return outputs
