@@ -5,6 +5,7 @@ Run it with `make demo`. It needs about three minutes on two cores, most of them
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fastdirs.errors import DownloadError, FastdirsError
 from fastdirs.graphs import SynthesisGraph
 from fastdirs.runtime import Runtime
 from fastdirs.throughput import time_sessions
-from fastdirs.traversal import Plan
+from fastdirs.traversal import Portion
 
 OUT = Path("out/demo")
 ZOO_NAME = "celeba-faces-64"
@@ -49,7 +50,7 @@ def main() -> None:
 
     print("4. A traversal on the fastest backend here")
 
-    def opened(runtime: Runtime, plan: Plan) -> None:
+    def opened(runtime: Runtime, planned: Sequence[Portion]) -> None:
         print(f"   {runtime.backend} {runtime.precision} ({runtime.provider}): {runtime.reason}")
         print(f"   error against torch fp32: {runtime.parity}")
 

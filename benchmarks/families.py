@@ -24,6 +24,7 @@ from fastdirs.backends import BACKENDS, Array
 from fastdirs.errors import ContractError, FastdirsError
 from fastdirs.export import export_generator
 from fastdirs.generators import GENERATORS, Generator, Provenance, proggan, stylegan2, stylegan3
+from fastdirs.generators._spectral import SpectralConv2d, SpectralLinear
 from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.machine import bf16_unit
 from fastdirs.manifest import Json
@@ -106,17 +107,22 @@ class Candidate:
         backend: Registered name.
         precision: "f32" or "bf16".
         one_by_one: Whether each image of a batch is made alone.
+        published: Whether it is made as the scripts of the papers do: one by one, with what a training needs
+            (gradients recorded, spectral norms computed anew for each image).
     """
 
     backend: str
     precision: str
     one_by_one: bool = False
+    published: bool = False
 
     @property
     def title(self) -> str:
         """What the table calls it."""
         if self.backend != "eager":
             return self.backend
+        if self.published:
+            return "published loop"
         return "torch eager, one at a time" if self.one_by_one else "torch eager, batched"
 
 
@@ -262,7 +268,11 @@ def _export(network: Network, folder: Path) -> Mapping[str, Any]:
 
 def _candidates(network: Network, export_failure: str | None, rows: list[Row]) -> list[Candidate]:
     """Torch, and every runtime for graphs and precision of this machine; rows for what cannot run."""
-    candidates = [Candidate("eager", "f32", one_by_one=True), Candidate("eager", "f32")]
+    candidates = [
+        Candidate("eager", "f32", one_by_one=True, published=True),
+        Candidate("eager", "f32", one_by_one=True),
+        Candidate("eager", "f32"),
+    ]
     for name in BACKENDS.names():
         try:
             backend = BACKENDS.load(name)
@@ -270,7 +280,11 @@ def _candidates(network: Network, export_failure: str | None, rows: list[Row]) -
             rows.append(_failed(network, name, "f32", error))
             continue
         if backend.runs == "graph" and export_failure is None:
-            candidates += [Candidate(name, precision) for precision in backend.precisions()]
+            candidates += [
+                Candidate(name, precision)
+                for precision in backend.precisions()
+                if backend.graph_of(precision) == "f32"
+            ]
         elif backend.runs == "graph":
             rows.append(Row(name=f"{network.name}: {name}", precision="f32", failure=export_failure))
     if bf16_unit() is None:
@@ -301,6 +315,8 @@ def _images(
     candidate: Candidate, network: Network, folder: Path, inputs: Sequence[Array]
 ) -> Callable[[], Array]:
     """Work to time: images of all inputs."""
+    if candidate.published:
+        return partial(_published_loop, random_generator(network), list(inputs))
     backend = BACKENDS.load(candidate.backend)
     source: object = folder / ARTIFACT / SYNTHESIS
     if backend.runs == "module":
@@ -310,6 +326,18 @@ def _images(
         return partial(session.run, list(inputs))
     rows = [[each[i : i + 1] for each in inputs] for i in range(len(inputs[0]))]
     return lambda: np.concatenate([session.run(row) for row in rows])
+
+
+def _published_loop(generator: Generator, inputs: Sequence[Array]) -> Array:
+    """One image after the other; nothing is frozen."""
+    synthesis = SynthesisGraph(generator.requires_grad_(True))
+    images = []
+    for row in range(len(inputs[0])):
+        for layer in generator.modules():
+            if isinstance(layer, SpectralConv2d | SpectralLinear):
+                layer.update_sigma()
+        images.append(synthesis(*(torch.from_numpy(each[row : row + 1]) for each in inputs)))
+    return np.concatenate([image.detach().numpy() for image in images])
 
 
 def _reference(folder: Path) -> tuple[list[Array], Array]:

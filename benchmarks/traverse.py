@@ -177,10 +177,13 @@ def _compiled_work(
                 if backend.runs != "graph":
                     continue
                 for precision in backend.precisions():
-                    session = backend.open(artifact.synthesis_path, precision, False)
+                    if backend.graph_of(precision) not in artifact.graphs:
+                        continue
+                    graph = artifact.graphs[backend.graph_of(precision)]
+                    session = backend.open(graph, precision, False)
                     work[f"{title}, {name}", precision] = partial(session.run, inputs)
                     if form == "subpixel":
-                        streaming = backend.open(artifact.synthesis_path, precision, True)
+                        streaming = backend.open(graph, precision, True)
                         if streaming.num_parallel > 1:
                             split = [np.array_split(each, streaming.num_parallel) for each in inputs]
                             halves = [list(each) for each in zip(*split, strict=True)]

@@ -21,13 +21,17 @@ The map, each level importing only from those above it:
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
     parity, throughput, download,     error against torch; images per second; fetching zoo entries;
       tracing, graph_parts,           a module becomes one ONNX file; it is cut between stages;
-      graph_precision, quantization   f16 and bf16 in the graph; int8, calibrated on sampled latents
-    training/, engines                one loop for all methods that train; engines of exported graphs
+      graph_precision, quantization,  f16 and bf16 in the graph; int8, calibrated on sampled latents;
+      worst_image                     what an export changed most, as a picture
+    training/, engines, verification  one loop for all methods that train; engines of exported graphs; graphs
+                                      against torch at three batch sizes
     discovery/, selection, export,    one file per method; the fastest backend here; trace, verify, write;
-      reconstructor_export            the same for reconstructors
+      reconstructor_export, halves,   the same for reconstructors; what edits share is computed once;
+      latents_of_z                    from z to latents, wherever the way was kept
     runtime, reconstructor_runtime,   an opened backend, for images and for what is seen in them;
       bench, inspection, writers/     every backend measured; what a file holds; strips, grids, atlas, video
-    gallery, samples                  the pipeline that fills a folder; what plain sampling renders
+    traversal_folder, samples         the folder of a traversal; what plain sampling renders
+    gallery                           the pipeline that fills a folder
     rendering, evaluation/            plain sampling: images, a grid, or one array; how good directions are
     cli/                              click: parse, call one function, print
 """

@@ -64,6 +64,12 @@ class Artifact:
         return self.folder / SYNTHESIS
 
     @property
+    def graphs(self) -> dict[str, Path]:
+        """The graph from latents to images in each precision that it is written in; "f32" is always there."""
+        named = self.content.get("graphs", {"f32": SYNTHESIS})
+        return {precision: self.folder / name for precision, name in named.items()}
+
+    @property
     def mapping_path(self) -> Path | None:
         """The graph from z to latents, where the family has one."""
         return self.folder / MAPPING if MAPPING in self.content["files"] else None

@@ -165,6 +165,36 @@ def select(bank: DirectionBank, indices: Sequence[int]) -> DirectionBank:
     )
 
 
+def restrict(bank: DirectionBank, layers: Sequence[int], indices: Sequence[int]) -> DirectionBank:
+    """A bank that shifts some latent layers alone: a global edit becomes one of pose, or of colours.
+
+    Args:
+        bank: The bank.
+        layers: Latent layers, from 0.
+        indices: Directions that are meant; each must shift one of these layers.
+
+    Raises:
+        SelectionError: No such layer or direction, or one of the directions would do nothing.
+    """
+    count = int(bank.generator["num_layers"])
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise SelectionError(f"There is no layer {layer}. The generator has {count}: 0 to {count - 1}.")
+    for index in indices:
+        if not set(layers) & set(bank.edited_layers(index)):
+            raise SelectionError(
+                f"Direction {index} shifts layers {', '.join(map(str, bank.edited_layers(index)))}, none of "
+                "those asked for. Choose other layers or directions."
+            )
+    kept = torch.zeros(count, 1)
+    kept[list(layers)] = 1.0
+    return replace(
+        bank,
+        directions=bank.directions * kept,
+        layers=tuple(layer for layer in bank.layers if layer in set(layers)),
+    )
+
+
 def _of_each(bank: DirectionBank) -> dict[str, list[object]]:
     """The settings that hold an entry for each direction."""
     found = {name: bank.settings.get(name) for name in _OF_EACH}

@@ -1,23 +1,24 @@
 """Every backend and precision of this machine on one generator: speed, latency, error, memory."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS, Session
-from fastdirs.errors import FastdirsError
+from fastdirs.backends import BACKENDS, Backend, Session
+from fastdirs.errors import BackendError, FastdirsError
 from fastdirs.export import export_generator, make_reference
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.machine import Timing, alternate, describe_machine, resident_mib
 from fastdirs.manifest import Json, environment
 from fastdirs.parity import Parity, measure
-from fastdirs.recipe import Batch, Recipe, usual_batch
+from fastdirs.recipe import Batch, Graph, Recipe, usual_accept, usual_batch
 from fastdirs.throughput import time_sessions
 
 
@@ -53,6 +54,7 @@ def bench(
     generator: Generator,
     batch_size: int | None = None,
     rounds: int = 7,
+    graphs: Sequence[str] = ("f32",),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Measure every backend and precision, in turns within one run.
@@ -61,6 +63,7 @@ def bench(
         generator: The generator; it is exported to a temporary folder.
         batch_size: Images in a batch; None takes what suits the image size, 64 up to 64 pixels.
         rounds: Timings of each.
+        graphs: Precisions of the graphs to measure; float32 is always among them.
         progress: Called with timings done and timings in all.
 
     Returns:
@@ -70,7 +73,7 @@ def bench(
     inputs = synthesis_inputs(generator, range(batch_size))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastdirs-bench-") as folder:
-        artifact = _exported(generator, batch_size, Path(folder))
+        artifact = _exported(generator, batch_size, graphs, Path(folder))
         # The export has rendered some pictures in torch, which takes long where they are large.
         reference = (
             artifact.reference()
@@ -83,13 +86,11 @@ def bench(
         for name in BACKENDS.names():
             try:
                 backend = BACKENDS.load(name)
-                source = SynthesisGraph(generator) if backend.runs == "module" else _graph(artifact)
+                sources = _sources(backend, generator, artifact)
             except FastdirsError as error:
                 rows.append(Row(backend=name, precision="", failure=str(error)))
                 continue
-            for precision in backend.precisions():
-                if backend.runs == "module" and precision not in generator.precisions:
-                    continue
+            for precision, source in sources.items():
                 try:
                     before = resident_mib()
                     session = backend.open(source, precision, True)
@@ -137,17 +138,34 @@ def conditions(generator: Generator, batch_size: int) -> Json:
     }
 
 
-def _exported(generator: Generator, batch_size: int, folder: Path) -> Artifact | FastdirsError:
+def _exported(
+    generator: Generator, batch_size: int, graphs: Sequence[str], folder: Path
+) -> Artifact | FastdirsError:
     try:
         recipe = Recipe(
-            generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size))
-        )
+            generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size)),
+            graph=Graph(precisions=("f32", *(each for each in graphs if each != "f32"))),
+            accept=usual_accept(graphs),
+        )  # fmt: skip
         return export_generator(generator, folder / "artifact", recipe)
     except FastdirsError as error:
         return error
 
 
-def _graph(artifact: Artifact | FastdirsError) -> Path:
+def _sources(
+    backend: Backend, generator: Generator, artifact: Artifact | FastdirsError
+) -> dict[str, nn.Module | Path]:
+    """What a backend opens for each precision; raises what keeps it from opening anything."""
+    offered = backend.precisions()
+    if not offered:
+        raise BackendError(backend.lacks())
+    if backend.runs == "module":
+        module = SynthesisGraph(generator)
+        return {precision: module for precision in offered if precision in generator.precisions}
     if isinstance(artifact, FastdirsError):
         raise artifact
-    return artifact.synthesis_path
+    return {
+        precision: artifact.graphs[backend.graph_of(precision)]
+        for precision in offered
+        if backend.graph_of(precision) in artifact.graphs
+    }

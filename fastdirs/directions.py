@@ -169,6 +169,17 @@ class DirectionBank:
         path = self.directions[index]
         return torch.lerp(path[after - 1], path[after], share)
 
+    def edited_layers(self, index: int) -> tuple[int, ...]:
+        """The latent layers that a direction shifts; others of the bank may shift more.
+
+        Raises:
+            SelectionError: No such direction.
+        """
+        self.check_index(index)
+        # Layers are the last axis but one, of a vector or of the vectors at all knots.
+        touched = self.directions[index].ne(0).any(dim=-1).reshape(-1, self.directions.shape[-2]).any(dim=0)
+        return tuple(torch.nonzero(touched).flatten().tolist())
+
     def chords(self) -> Tensor:
         """Each direction as one vector: itself if straight, else from one end of its path to the other.
 

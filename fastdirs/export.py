@@ -1,7 +1,7 @@
 """A generator becomes ONNX graphs: lowered, traced, verified against torch fp32, or not kept at all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,34 +13,34 @@ import torch
 from safetensors.numpy import save
 
 from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact, Reference
-from fastdirs.backends import BACKENDS, Array, graph_backends, open_all
-from fastdirs.errors import (
-    ArtifactError,
-    BackendError,
-    ContractError,
-    ParityError,
-    RecipeError,
-)
+from fastdirs.backends import BACKENDS, Array, open_all
+from fastdirs.engines import build_engines
+from fastdirs.errors import ContractError, RecipeError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import mark_boundaries
+from fastdirs.graph_precision import typed
 from fastdirs.graphs import MappingGraph, StatesGraph, SynthesisGraph, synthesis_inputs
-from fastdirs.latents import psi_per_layer, sample_z
+from fastdirs.latents import psi_per_layer
 from fastdirs.loading import load_generator
 from fastdirs.lowering import FORMS, lower
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
-from fastdirs.parity import Parity, compare, measure, require
+from fastdirs.parity import compare, measure, require
+from fastdirs.quantization import quantize
 from fastdirs.recipe import DEFAULT_ACCEPT, Recipe, usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.throughput import time_sessions
 from fastdirs.tracing import opset_of, trace
+from fastdirs.verification import Report, available, verify
 
 # Values of images that are kept beside the graphs, and that torch renders at most to verify them.
 _REFERENCE_VALUES = 2**21
 _VERIFIED_VALUES = 2**25
 _MAPPING_BATCHES = (1, 2, 8)
 _ROUNDS = 3
-Report = Callable[[str], None]
+# Latents that int8 ranges are taken from.
+_CALIBRATED = 128
+Progress = Callable[[str, int, int], None]
 
 
 @runtime_checkable
@@ -58,6 +58,7 @@ def export_generator(
     recipe: Recipe | None = None,
     force: bool = False,
     report: Report = lambda message: None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> Artifact:
     """Export a generator, verify it at batch 1, 2 and the maximum, and write an artefact.
 
@@ -67,15 +68,18 @@ def export_generator(
         recipe: What to make; None takes the defaults, and batch sizes that suit the image size.
         force: Replace a folder that exists.
         report: Called with a line for each step.
+        progress: Called with what is going on, steps done and steps in all, where engines are built.
 
     Raises:
         OutputError: The folder exists and `force` is off, or cannot be written.
         MissingDependencyError: No runtime for graphs is installed, so nothing could be verified.
-        ParityError: A graph differs from torch by more than the recipe accepts; nothing is kept.
+        ParityError: A graph differs from torch by more than the recipe accepts; nothing is kept but a picture
+            of the worst image, `<out>.failed.png`.
         RecipeError: The generator is not the one that the recipe names, or has no graph in its opset.
         UnknownNameError: No such lowering form.
         ContractError: The generator draws chance that no graph repeats, or cannot be traced.
-        BackendError: Nothing here computes in a precision that the recipe requires.
+        BackendError: Nothing here computes in a precision that the recipe requires, a constant does not fit
+            into f16, or TensorRT refuses a graph.
     """
     recipe = recipe or Recipe(
         generator=generator.provenance.name, batch=usual_batch(generator.img_resolution)
@@ -90,8 +94,9 @@ def export_generator(
             f"{generator.provenance.name} draws new noise for each picture, which no graph repeats. Load it "
             "with constant noise (its options: fastdirs list generators), or use it without an export."
         )
-    pairs = _graph_backends(recipe)
+    pairs = available(recipe)
     out = Path(out)
+    picture = out.with_name(f"{out.name}.failed.png")
     with atomic_folder(out, MANIFEST, KIND, force) as folder:
         graphs = _trace_forms(generator, recipe, folder, report)
         values = generator.img_channels * generator.img_resolution**2
@@ -100,16 +105,31 @@ def export_generator(
         graphs.pop(form).replace(folder / SYNTHESIS)
         for path in graphs.values():
             path.unlink()
-        verified = _verify(folder / SYNTHESIS, recipe, pairs, reference, recipe.batch.max, report)
-        files = [SYNTHESIS, REFERENCE]
+        written, quantised = _write_precisions(generator, recipe, folder, report)
+        verified = verify(written, recipe, pairs, reference, picture, report)
+        files = [*(path.name for path in written.values()), REFERENCE]
         if generator.has_mapping:
             _write_mapping(generator, recipe, folder, pairs, report)
             files.append(MAPPING)
+        engines: dict[str, Json] = {}
+        if recipe.engine.to != "onnx":
+            mapping = {"f32": folder / MAPPING} if generator.has_mapping else {}
+            for graphs in (written, mapping):
+                engines |= build_engines(folder, graphs, recipe.batch, recipe.engine, progress, report)
+            files += engines
         _write_reference(reference, max(2, min(8, _REFERENCE_VALUES // values)), folder / REFERENCE)
         accept = {name: asdict(tolerance) for name, tolerance in recipe.accept.items()}
         content = {
             "generator": generator.identity(),
-            "graph": {"lowering": form, "opset": opset_of(onnx.load(str(folder / SYNTHESIS)))},
+            "graph": {
+                "lowering": form,
+                "opset": opset_of(onnx.load(str(folder / SYNTHESIS))),
+                # What an edit of some layers leaves alone follows from this.
+                "reads": generator.reads if not isinstance(generator, HasGraph) else [],
+            },
+            "graphs": {precision: path.name for precision, path in written.items()},
+            **({"int8": quantised} if quantised else {}),
+            **({"engines": {n: e for n, e in engines.items() if not n.endswith(".json")}} if engines else {}),
             "batch": asdict(recipe.batch),
             "accept": accept,
             "required": list(recipe.required),
@@ -124,7 +144,12 @@ def export_generator(
 
 
 def export_recipe(
-    recipe: Recipe, folder: Path, out: str | Path, force: bool = False, report: Report = lambda m: None
+    recipe: Recipe,
+    folder: Path,
+    out: str | Path,
+    force: bool = False,
+    report: Report = lambda message: None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> Artifact:
     """Export what a recipe describes.
 
@@ -134,47 +159,14 @@ def export_recipe(
         out: Folder to make.
         force: Replace a folder that exists.
         report: Called with a line for each step.
+        progress: Called with what is going on, steps done and steps in all, where engines are built.
 
     Raises:
         CheckpointError: The generator is missing or broken.
     """
     beside = folder / recipe.generator
     generator = load_generator(beside if beside.is_file() else recipe.generator)
-    return export_generator(generator, out, recipe, force, report)
-
-
-def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -> list[Json]:
-    """Compare an artefact with the reference images in it, on every backend and precision of this machine.
-
-    Args:
-        artifact: The artefact; no checkpoint is needed.
-        report: Called with a line for each step.
-
-    Returns:
-        One row for each backend and precision: backend, precision, provider, parity, accepted.
-
-    Raises:
-        ParityError: A backend's error in fp32, or in every precision, is beyond the tolerance.
-        ArtifactError: The artefact lacks what it should hold.
-        MissingDependencyError: No runtime for graphs is installed.
-    """
-    required = tuple(artifact.content["required"])
-    recipe = Recipe(generator=artifact.generator["name"], accept=artifact.accept, required=required)
-    reference = artifact.reference()
-    if not len(reference.images):
-        raise ArtifactError(f"{artifact.folder} holds no reference images. Export again.")
-    pairs, largest = _graph_backends(recipe), int(artifact.content["batch"]["max"])
-    if artifact.mapping_path is not None:
-        # The reference latents are those of seeds 0, 1, ...: the whole way to the image is compared.
-        identity, (count, num_layers) = artifact.generator, reference.latents.shape[:2]
-        z = sample_z(range(count), int(identity["z_dim"]), identity.get("z_bound"))
-        psi = psi_per_layer(1.0, None, num_layers, int(identity.get("truncation_rows", 0)))
-        mapping = BACKENDS.load(pairs[0][0]).open(artifact.mapping_path, "f32", False)
-        latents = mapping.run([z.numpy(), *reference.class_inputs("mapping"), psi.numpy()])
-        mapping.close()
-        reference = replace(reference, latents=latents)
-        report(f"latents by {MAPPING} on {pairs[0][0]}")
-    return _verify(artifact.synthesis_path, recipe, pairs, reference, largest, report)
+    return export_generator(generator, out, recipe, force, report, progress)
 
 
 def make_reference(generator: Generator, count: int) -> Reference:
@@ -193,20 +185,6 @@ def make_reference(generator: Generator, count: int) -> Reference:
         c=None if c is None else c.numpy(),
         class_in=generator.class_in,
     )
-
-
-def _graph_backends(recipe: Recipe) -> list[tuple[str, str]]:
-    """Backend and precision of every runtime for graphs that is installed, within what the recipe accepts."""
-    pairs, missing = graph_backends(recipe.accept)
-    lacking = [precision for precision in recipe.required if precision not in {p for _, p in pairs}]
-    if missing and (lacking or not pairs):
-        raise missing
-    if lacking or not pairs:
-        raise BackendError(
-            f"Nothing here computes in {' or '.join(lacking or recipe.accept)}, so an export could not be "
-            "verified. Export on another machine, or change the recipe."
-        )
-    return pairs
 
 
 def _trace_forms(generator: Generator, recipe: Recipe, folder: Path, report: Report) -> dict[str, Path]:
@@ -280,50 +258,25 @@ def _fastest(
     return best.partition(" / ")[0]
 
 
-def _verify(
-    path: Path,
-    recipe: Recipe,
-    pairs: Sequence[tuple[str, str]],
-    reference: Reference,
-    max_batch: int,
-    report: Report,
-) -> list[Json]:
-    """Error at batch 1, 2 and the maximum on each backend; what is required must pass, and at least one."""
-    sizes = sorted({1, min(2, max_batch), max_batch})
-    rows: list[Json] = []
-    sessions = open_all(pairs, {"f32": path}, False)
-    lacking = [precision for precision in recipe.required if precision not in {p for _, p in sessions}]
-    if lacking:
-        raise BackendError(
-            f"Nothing here runs {path.name} in {' or '.join(lacking)}, which the recipe requires. "
-            "Try another lowering, or change the recipe."
-        )
-    for (backend, precision), session in sessions.items():
-        parity: Parity = measure(session, reference.inputs, reference.images, sizes)
-        session.close()
-        tolerance = recipe.accept[precision]
-        accepted = parity.within(tolerance)
-        verdict = "accepted" if accepted else "beyond the tolerance"
-        report(f"{backend} {precision} at batch {', '.join(map(str, sizes))}: {parity}: {verdict}")
-        if precision in recipe.required:
-            require(parity, tolerance, f"{path.name} on {backend} in {precision}")
-        rows.append(
-            {
-                "backend": backend,
-                "precision": session.precision,
-                "provider": session.provider,
-                "detail": session.detail,
-                "batch_sizes": sizes,
-                "parity": parity.to_json(),
-                "accepted": accepted,
-            }
-        )
-    if not any(row["accepted"] for row in rows):
-        raise ParityError(
-            f"{path.name} differs from torch fp32 by more than is accepted in every precision. "
-            "Try another lowering, or accept more in the recipe."
-        )
-    return rows
+def _write_precisions(
+    generator: Generator, recipe: Recipe, folder: Path, report: Report
+) -> tuple[dict[str, Path], Json]:
+    """The graph in every precision asked for, beside the float32 one, and what was done for int8."""
+    written, quantised = {"f32": folder / SYNTHESIS}, {}
+    for precision in recipe.graph.precisions:
+        path = folder / f"synthesis.{precision}.onnx"
+        if precision == "int8":
+            report(f"calibrating int8 on {_CALIBRATED} latents")
+            # Other seeds than those that it is verified with.
+            first, size = len(_MAPPING_BATCHES) * 1000, recipe.batch.opt
+            seeds = [range(first + at, first + at + size) for at in range(0, _CALIBRATED, size)]
+            batches = (synthesis_inputs(generator, each) for each in seeds)
+            quantised = quantize(written["f32"], path, batches)
+        elif precision in ("f16", "bf16"):
+            report(f"writing {precision}")
+            write_bytes(path, typed(onnx.load(str(written["f32"])), precision).SerializeToString())
+        written[precision] = path if precision != "f32" else written["f32"]
+    return written, quantised
 
 
 def _write_mapping(

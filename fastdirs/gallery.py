@@ -1,45 +1,49 @@
 """Fill a folder with a traversal: latents -> runtime -> pixels -> files, resumable, in constant memory."""
 
-import json
 import operator
 import os
-import re
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
 
 from fastdirs.artifact import Artifact, open_artifact
+from fastdirs.bank_editing import restrict
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import ContractError, OutputError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
 from fastdirs.latents import sample_z
-from fastdirs.manifest import Json, is_manifest, manifest, read_json, write_bytes, write_json
+from fastdirs.manifest import Json, manifest, write_bytes, write_json
 from fastdirs.recipe import usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.runtime import Runtime, check_class, open_runtime
 from fastdirs.selection import AUTO
-from fastdirs.throughput import time_sessions
-from fastdirs.traversal import Plan, Strip
-from fastdirs.writers import INDEX_FILE, PLAN_FILE, WRITERS, Gallery, StripWriter, View
+from fastdirs.throughput import stream, time_sessions
+from fastdirs.traversal import Plan, Portion, Strip, portions
+from fastdirs.traversal_folder import (
+    KIND,
+    as_json,
+    earlier_run,
+    other_settings,
+    remove_leftovers,
+    remove_traversal,
+    sole_run,
+)
+from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, StripWriter, View
 
-KIND = "traversal"
 Progress = Callable[[str, int, int], None]
 _BATCH_CANDIDATES = (8, 16, 32, 64, 128)
 # A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last.
 _GOOD_ENOUGH = 0.97
 _PENDING_STRIPS = 64
 _PENDING_BYTES = 128 * 2**20
-_LOCK = ".lock"
-# What `manifest.atomic_file` names its temporary files.
-_LEFTOVER = re.compile(r"\..*\.\d+\.tmp")
 
 
 def traverse(
@@ -50,6 +54,7 @@ def traverse(
     directions: Sequence[int] | None = None,
     epsilons: Sequence[float] = (-6.0, -4.5, -3.0, -1.5, 0.0, 1.5, 3.0, 4.5, 6.0),
     *,
+    layers: Sequence[int] | None = None,
     psi: float = 1.0,
     cutoff: int | None = None,
     c: int | None = None,
@@ -60,10 +65,12 @@ def traverse(
     batch_size: int | None = None,
     force: bool = False,
     progress: Progress = lambda phase, done, total: None,
-    opened: Callable[[Runtime, Plan], None] = lambda runtime, plan: None,
+    opened: Callable[[Runtime, Sequence[Portion]], None] = lambda runtime, planned: None,
 ) -> Gallery:
     """Render seeds x directions x epsilons into a folder.
 
+    What a seed's images share is computed once: the unshifted image, and the stages of the generator before
+    the first one that a direction touches.
     A run that was killed continues when it is called again in the same way, and ends with the same bytes.
 
     Args:
@@ -73,6 +80,7 @@ def traverse(
         seeds: One strip per seed and direction.
         directions: Indices into the bank; None = all.
         epsilons: Signed lengths of the shifts; sorted here, repeats dropped.
+        layers: Latent layers that may be shifted; None = those that the directions shift.
         psi: Truncation, 1 = off.
         cutoff: How many of the first layers to truncate; None = all.
         c: Class of all images; None if unconditional.
@@ -90,7 +98,8 @@ def traverse(
 
     Raises:
         BankError: The bank belongs to another generator.
-        SelectionError: A seed, direction, epsilon, psi, class or batch size out of range.
+        SelectionError: A seed, direction, epsilon, layer, psi, class or batch size out of range, or layers
+            that a direction does not shift.
         ContractError: A class for an unconditional generator, or none for a conditional one; pictures that
             hold chance.
         UnknownNameError: No such writer, image format or backend.
@@ -127,6 +136,8 @@ def traverse(
         epsilons=tuple(sorted({float(epsilon) + 0.0 for epsilon in epsilons})),
         batch_size=1,
     )
+    if layers is not None:
+        bank = restrict(bank, layers, plan.directions)
     _check_selection(plan, bank)
     widest = MAX_SIDE[image_format] // int(identity["img_resolution"])
     if "strips" in plugins and len(plan.epsilons) > widest:
@@ -134,7 +145,7 @@ def traverse(
             f"A strip of {len(plan.epsilons)} epsilons is too wide for {image_format}, which holds {widest} "
             "of these images. Choose fewer epsilons or another image format."
         )
-    asked = _as_json({
+    asked = as_json({
         "generator": identity,
         "artifact": source.sha256 if isinstance(source, Artifact) else None,
         "bank": _describe_bank(bank),
@@ -147,7 +158,7 @@ def traverse(
         "image_format": image_format,
         "writers": list(plugins),
     })  # fmt: skip
-    earlier = _earlier(out, asked, force)
+    earlier = earlier_run(out, asked, force)
     replaces = force and (out / PLAN_FILE).exists()
     if earlier is not None:
         # What was measured and chosen for the first part holds for the rest, or the bytes would differ.
@@ -159,31 +170,34 @@ def traverse(
         }
         for name, value in wanted.items():
             if value not in (None, chosen[name]):
-                raise _other_settings(out, name)
+                raise other_settings(out, name)
         backend, precision, batch_size = chosen["backend"], chosen["precision"], chosen["batch_size"]
     with open_runtime(source, backend, precision, batch_size or None, streaming=True) as runtime:
         runtime.latents_of(psi, cutoff, c)
         size = _batch_size(runtime, batch_size, plan.num_rendered, c)
-        plan = Plan(seeds=plan.seeds, directions=plan.directions, epsilons=plan.epsilons, batch_size=size)
-        if earlier is not None and _as_json(runtime.describe()) != earlier["runtime"]:
+        planned = portions(
+            replace(plan, batch_size=size),
+            lambda direction: runtime.first_stage(bank.edited_layers(direction)),
+        )
+        if earlier is not None and as_json(runtime.describe()) != earlier["runtime"]:
             raise OutputError(
                 f"{out} was begun with {earlier['runtime']['provider']}, but here is {runtime.provider}. "
                 "Pass --force to begin again."
             )
-        opened(runtime, plan)
+        opened(runtime, planned)
         in_effect = {"batch_size": size, "runtime": runtime.describe(), "complete": False}
         content = manifest(KIND, {**asked, **in_effect})
         gallery = Gallery(out, content)
-        with _sole_run(out):
+        with sole_run(out):
             if replaces:
                 # Only now, when all is checked: a mistake must not cost an earlier traversal.
-                _remove_traversal(out)
+                remove_traversal(out)
             elif earlier is None and (out / PLAN_FILE).exists():
                 raise OutputError(f"{out} was filled by another run in the meantime. Give the command again.")
-            _remove_leftovers(out)
+            remove_leftovers(out)
             write_json(out / PLAN_FILE, content)
             strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
-            _render(gallery, plan, runtime, bank, strip_writers, partial(progress, "rendering"))
+            _render(gallery, planned, runtime, bank, strip_writers, partial(progress, "rendering"))
             for name, plugin in plugins.items():
                 if isinstance(plugin, View):
                     plugin.build(gallery, partial(progress, name))
@@ -198,27 +212,6 @@ def _whole(values: Sequence[int], noun: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(operator.index(value) for value in values))
     except TypeError as error:
         raise SelectionError(f"{list(values)} are no {noun}s. Expected whole numbers.") from error
-
-
-@contextmanager
-def _sole_run(out: Path) -> Iterator[None]:
-    """Hold the folder: a second run would take the first one's files for its own."""
-    lock = FileLock(out / _LOCK, timeout=0)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise OutputError(
-            f"{out} is being filled by another run. Wait for it, or choose another --out."
-        ) from error
-    except OSError as error:
-        raise OutputError.from_os(out, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        with suppress(OSError):
-            (out / _LOCK).unlink(missing_ok=True)
 
 
 def _check_selection(plan: Plan, bank: DirectionBank) -> None:
@@ -239,70 +232,6 @@ def _describe_bank(bank: DirectionBank) -> Json:
         "ranges": bank.ranges.tolist(),
         "sha256": bank.sha256,
     }
-
-
-def _as_json(value: Json) -> Json:
-    """A value as it comes back from a JSON file (tuples become lists)."""
-    again: Json = json.loads(json.dumps(value))
-    return again
-
-
-def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
-    """The manifest of an unfinished or finished run of the same traversal; None where to begin anew."""
-    if not out.exists() or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
-        return None
-    if not is_manifest(out / PLAN_FILE, KIND):
-        raise OutputError(
-            f"{out} exists and holds no traversal, so it is left alone (even with --force). "
-            "Choose another --out."
-        )
-    if force:
-        return None
-    # Version 0.1.0 knew no classes.
-    content = {"class": None, **read_json(out / PLAN_FILE, KIND)}
-    for name, value in asked.items():
-        if name not in content or _pixels(name, content[name]) != _pixels(name, value):
-            raise _other_settings(out, name)
-    if not {"runtime", "batch_size"} <= set(content):
-        raise OutputError(f"{out / PLAN_FILE} is damaged. Pass --force to begin again.")
-    return content
-
-
-def _pixels(name: str, value: Any) -> Any:
-    """The part of a setting that pixels depend on: names and outputs may change."""
-    if name == "bank":
-        return value["sha256"]
-    if name == "generator":
-        return value["weights_sha256"], value["config_sha256"]
-    return None if name == "writers" else value
-
-
-def _other_settings(out: Path, name: str) -> OutputError:
-    return OutputError(
-        f"{out} holds a traversal with other {name}. Choose another --out, or pass --force to replace it."
-    )
-
-
-def _remove_traversal(out: Path) -> None:
-    """Remove an earlier traversal, and nothing else that lies in its folder."""
-    try:
-        # The manifest goes last: until then the folder can still be recognised.
-        for name in (*WRITERS.names(), INDEX_FILE, PLAN_FILE):
-            path = out / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError.from_os(out, error) from error
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove temporary files of a run that was killed."""
-    for folder in (out, *(out / name for name in WRITERS.names())):
-        for path in folder.glob(".*.tmp") if folder == out else folder.rglob(".*.tmp"):
-            if _LEFTOVER.fullmatch(path.name) and path.is_file():
-                path.unlink()
 
 
 def _batch_size(runtime: Runtime, asked: int | None, num_rendered: int, c: int | None) -> int:
@@ -328,37 +257,65 @@ def _best_batch(runtime: Runtime, largest: int, c: int | None) -> int:
 
 def _render(
     gallery: Gallery,
-    plan: Plan,
+    planned: Sequence[Portion],
     runtime: Runtime,
     bank: DirectionBank,
     writers: Sequence[StripWriter],
     progress: Callable[[int, int], None],
 ) -> None:
     """Render what is missing; encoding and writing happen in threads beside the runtime."""
-    first = _first_missing_batch(gallery, plan, writers)
-    c = gallery.content["class"]
-    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"], c)
-    images = (to_uint8(batch) for batch in runtime.stream(plan.batches(latents_of, bank, first), c))
-    done = first * plan.batch_size * len(plan.directions) * len(plan.epsilons) // plan.images_per_seed
-    total = plan.num_images
+    total = sum(portion.plan.num_images for portion in planned)
+    before = 0
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="writer") as pool:
         try:
-            for strip in plan.strips(images, first):
-                limit = max(1, min(_PENDING_STRIPS, _PENDING_BYTES // strip.images.nbytes))
-                # Bounded: a slow disk holds the runtime back instead of filling the memory.
-                while len(pending) >= limit or (pending and pending[0].done()):
+            for portion in planned:
+                plan = portion.plan
+                first = _first_missing_batch(gallery, plan, writers)
+                done = before + first * plan.batch_size * len(plan.directions) * len(plan.epsilons) // (
+                    plan.images_per_seed
+                )
+                for strip in _strips(gallery, portion, runtime, bank, first):
+                    limit = max(1, min(_PENDING_STRIPS, _PENDING_BYTES // strip.images.nbytes))
+                    # Bounded: a slow disk holds the runtime back instead of filling the memory.
+                    while len(pending) >= limit or (pending and pending[0].done()):
+                        pending.popleft().result()
+                        done += len(plan.epsilons)
+                        progress(min(done, total), total)
+                    pending.append(pool.submit(_write, gallery, strip, writers))
+                while pending:
                     pending.popleft().result()
                     done += len(plan.epsilons)
                     progress(min(done, total), total)
-                pending.append(pool.submit(_write, gallery, strip, writers))
-            while pending:
-                pending.popleft().result()
-                done += len(plan.epsilons)
-                progress(min(done, total), total)
+                before += plan.num_images
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _strips(
+    gallery: Gallery, portion: Portion, runtime: Runtime, bank: DirectionBank, first: int
+) -> Iterator[Strip]:
+    """The strips of a portion, from a batch on."""
+    plan, c = portion.plan, gallery.content["class"]
+    if first == plan.num_batches:
+        return
+    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"], c)
+    with runtime.halves(portion.stage, plan.batch_size) as halves:
+
+        def states_of(seeds: Sequence[int]) -> list[Any]:
+            return halves.state(runtime.inputs(latents_of(seeds).numpy(), c))
+
+        latents = plan.batches(latents_of, bank, first, halves.suffix.device)
+        states = plan.by_row(states_of, first) if portion.stage else repeat([])
+        batches = (
+            halves.inputs(runtime.inputs(shifted, c), state)
+            for shifted, state in zip(latents, states, strict=False)
+        )
+        images = (
+            batch if batch.dtype == np.uint8 else to_uint8(batch) for batch in stream(halves.suffix, batches)
+        )
+        yield from plan.strips(images, first)
 
 
 def _paths(

@@ -84,16 +84,24 @@ class PartGraph(nn.Module):
         self.class_read = generator.class_in == "synthesis"
         self.begin = begin
         self.end = len(generator.stages) if end is None else end
+        # A state of one tensor may be a tuple of one: its stage knows, and is asked once.
+        state: State = None
+        with torch.inference_mode():
+            latents, *c = SynthesisGraph(generator).example()
+            state = c[0] if c else None
+            for stage in generator.stages[:begin]:
+                state = stage(state, latents)
+        self.tupled = isinstance(state, tuple)
 
     def forward(self, latents: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        """Latents `[batch, layers, dim]`, weights of the classes `[batch, c_dim]` if read, the state's tensors.
+        """Latents `[batch, layers, dim]`, weights of the classes `[batch, c_dim]` if read, the state.
 
         Returns the tensors of the state after the stages, `[batch, ...]` each.
         """
         c, tensors = (rest[0], rest[1:]) if self.class_read else (None, rest)
         state: State = c
         if self.begin:
-            state = tensors[0] if len(tensors) == 1 else tensors
+            state = tensors if self.tupled else tensors[0]
         for stage in self.generator.stages[self.begin : self.end]:
             state = stage(state, latents)
         assert state is not None

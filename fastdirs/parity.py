@@ -8,7 +8,7 @@ import numpy as np
 
 from fastdirs.backends import Array, Session
 from fastdirs.errors import ParityError, check_shape
-from fastdirs.images import GREY_LEVELS
+from fastdirs.images import GREY_LEVELS, to_uint8
 from fastdirs.manifest import Json
 from fastdirs.recipe import Tolerance
 
@@ -43,12 +43,17 @@ def compare(images: Array, reference: Array) -> Parity:
     """Difference of images from their reference.
 
     Args:
-        images: `[batch, channels, height, width]`, float32 in [-1, 1].
+        images: `[batch, channels, height, width]`, float32 in [-1, 1]; or pixels
+            `[batch, height, width, channels]`, uint8, which are compared with the pixels of the reference.
         reference: The same from torch fp32. `[batch, channels, height, width]`, float32.
 
     Raises:
         ShapeError: The two differ in shape.
     """
+    if images.dtype == np.uint8:
+        images, reference = (
+            pixels.transpose(0, 3, 1, 2) / np.float32(GREY_LEVELS) for pixels in (images, to_uint8(reference))
+        )
     batch, channels, height, width = reference.shape
     sizes = {"batch": batch, "channels": channels, "height": height, "width": width}
     check_shape(images, "batch channels height width", "images", **sizes)

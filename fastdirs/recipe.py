@@ -114,7 +114,13 @@ def usual_accept(precisions: Collection[str] = ("f32",)) -> dict[str, Tolerance]
 
     Args:
         precisions: Graphs that are asked for.
+
+    Raises:
+        UnknownNameError: No such precision.
     """
+    for precision in precisions:
+        if precision not in DEFAULT_ACCEPT:
+            raise unknown_name("precision", precision, DEFAULT_ACCEPT)
     return {name: DEFAULT_ACCEPT[name] for name in DEFAULT_ACCEPT if name in ("f32", "bf16", *precisions)}
 
 

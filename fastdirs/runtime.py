@@ -1,6 +1,8 @@
 """Opening an artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdirs.artifact import Artifact, open_artifact
-from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.backends import BACKENDS, Array, Kept, Session
 from fastdirs.errors import (
     BackendError,
     ContractError,
@@ -18,11 +20,13 @@ from fastdirs.errors import (
     check_shape,
 )
 from fastdirs.generators import Classes, Generator
-from fastdirs.graphs import MappingGraph, SynthesisGraph
+from fastdirs.graphs import SynthesisGraph
+from fastdirs.halves import Halves, open_halves
 from fastdirs.latents import class_weights, psi_per_layer, sample_z
+from fastdirs.latents_of_z import LatentsOfZ
 from fastdirs.manifest import Json
-from fastdirs.parity import Parity
-from fastdirs.recipe import usual_batch
+from fastdirs.parity import Parity, measure, require
+from fastdirs.recipe import Batch, usual_batch
 from fastdirs.selection import AUTO, check_precision, measure_backends
 from fastdirs.throughput import stream
 from fastdirs.traversal import LatentsOf
@@ -41,6 +45,7 @@ class Runtime:
         parity: Error against torch fp32, measured on this machine; None for torch itself.
         max_batch: Largest batch that was verified; None = any.
         usual_batch: Batch size that speed was measured at.
+        reads: The latent layers that each stage of the synthesis reads; empty if it cannot be cut.
     """
 
     def __init__(
@@ -49,11 +54,13 @@ class Runtime:
         generator: Json,
         backend: str,
         synthesis: Session,
-        latents_of_z: "_LatentsOfZ",
+        latents_of_z: LatentsOfZ,
         reason: str,
         parity: Parity | None,
         max_batch: int | None,
         usual_batch: int,
+        reads: Sequence[Sequence[int]] = (),
+        halve: Callable[[int, int], Halves] | None = None,
     ) -> None:
         self.generator = generator
         self.backend = backend
@@ -65,6 +72,8 @@ class Runtime:
         self.max_batch = max_batch
         self.usual_batch = usual_batch
         self.session = synthesis
+        self.reads = reads
+        self._halve = halve
         self._latents_of_z = latents_of_z
         self._closed = False
 
@@ -105,11 +114,11 @@ class Runtime:
         """
         return stream(self.session, (self.inputs(batch, c) for batch in batches))
 
-    def inputs(self, latents: Array, c: Classes | None = None) -> list[Array]:
+    def inputs(self, latents: Kept, c: Classes | None = None) -> list[Kept]:
         """What the session takes for a batch: contiguous, float32, with checked shapes.
 
         Args:
-            latents: `[batch, layers, dim]`, float.
+            latents: `[batch, layers, dim]`, float; a tensor, float32, where the session computes on a GPU.
             c: As in `synthesize`; one row of weights `[1, c_dim]` holds for all images.
 
         Returns:
@@ -133,7 +142,9 @@ class Runtime:
                 f"This artefact was verified for 1 to {self.max_batch}."
             )
         weights = self._class_weights(c, len(latents), "synthesis")
-        return [np.ascontiguousarray(latents, dtype=np.float32), *([] if weights is None else [weights])]
+        if not isinstance(latents, Tensor):
+            latents = np.ascontiguousarray(latents, dtype=np.float32)
+        return [latents, *([] if weights is None else [weights])]
 
     def mapping(
         self, z: Array, c: Classes | None = None, psi: float = 1.0, cutoff: int | None = None
@@ -187,6 +198,33 @@ class Runtime:
 
         return latents_of
 
+    def first_stage(self, layers: Collection[int]) -> int:
+        """The first stage that an edit of some latent layers touches: those before it are the same without.
+
+        Args:
+            layers: Latent layers, from 0.
+        """
+        touched = [stage for stage, read in enumerate(self.reads) if not set(read).isdisjoint(layers)]
+        return min(touched, default=max(len(self.reads) - 1, 0))
+
+    def halves(self, stage: int, batch_size: int) -> Halves:
+        """The synthesis cut before a stage, on the same backend and precision; compared with torch first.
+
+        Args:
+            stage: Where to cut; 0 keeps it whole.
+            batch_size: Images that will be rendered at a time.
+
+        Raises:
+            ParityError: The error is beyond the artefact's tolerance.
+            BackendError: The runtime refuses a half, or was closed.
+            SelectionError: The synthesis has no such stage.
+        """
+        self._check_open()
+        if self._halve is None or (not stage and self.session.device == "cpu"):
+            # On CPUs pixels are made beside the runtime; only a GPU gains by less to copy.
+            return Halves.whole(self.session)
+        return self._halve(stage, batch_size)
+
     def describe(self) -> Json:
         """What is in effect, for manifests."""
         return {"backend": self.backend, "precision": self.precision, "provider": self.provider}
@@ -224,29 +262,6 @@ class Runtime:
             given = given.expand(count, -1)
         weights: Array = class_weights(given, count, c_dim).numpy()
         return np.ascontiguousarray(weights) if reads else None
-
-
-class _LatentsOfZ:
-    """z `[batch, z_dim]`, weights of classes and the truncation of each layer -> `[batch, layers, dim]`."""
-
-    def __init__(self, source: Generator | Session | Json) -> None:
-        self._source = source
-
-    def __call__(self, z: Array, c: Array | None, psi: Array) -> Array:
-        inputs = [z, psi] if c is None else [z, c, psi]
-        if isinstance(self._source, Session):
-            return self._source.run(inputs)
-        if isinstance(self._source, Generator):
-            with torch.inference_mode():
-                latents: Array = MappingGraph(self._source)(*map(torch.from_numpy, inputs)).numpy()
-            return latents
-        # Without a mapping the latents are z itself, in another shape, and their mean is zero.
-        shaped = z.reshape(len(z), int(self._source["num_layers"]), int(self._source["dim"]))
-        return np.asarray(psi[:, None] * shaped, dtype=np.float32)
-
-    def close(self) -> None:
-        if isinstance(self._source, Session):
-            self._source.close()
 
 
 def check_class(generator: Json, c: int | None) -> None:
@@ -310,15 +325,38 @@ def open_runtime(
         reason = f"fastest of {', '.join(map(str, rows))} at batch {usual}{when}"
     plugin = BACKENDS.load(best.backend)
     mapping = artifact.mapping_path
+    graph = artifact.graphs[plugin.graph_of(best.precision)]
+    largest = int(artifact.content["batch"]["max"])
+
+    def opened(path: Path) -> Session:
+        return plugin.open(path, best.precision, streaming, Batch(opt=usual, max=largest))
+
+    synthesis = opened(graph)
+    on_gpu = synthesis.device != "cpu"
+
+    def halve(stage: int, size: int) -> Halves:
+        halves = open_halves(graph, stage, opened, pixels=on_gpu)
+        reference, tolerance = artifact.reference(), artifact.accept[best.precision]
+        if on_gpu:
+            # The smallest difference may carry a pixel over to the next grey level.
+            tolerance = replace(tolerance, max=max(tolerance.max, 1.0))
+        sizes = sorted({1, min(2, size), size})
+        parity = measure(halves.joined(), reference.inputs, reference.images, sizes)
+        require(parity, tolerance, f"{graph.name} cut before stage {stage} on {best.backend}")
+        return halves
+
     return Runtime(
         generator=artifact.generator,
         backend=best.backend,
-        synthesis=plugin.open(artifact.synthesis_path, best.precision, streaming),
-        latents_of_z=_LatentsOfZ(plugin.open(mapping, "f32", False) if mapping else artifact.generator),
+        synthesis=synthesis,
+        latents_of_z=LatentsOfZ(plugin.open(mapping, "f32", False) if mapping else artifact.generator),
         reason=reason,
         parity=best.parity,
-        max_batch=int(artifact.content["batch"]["max"]),
+        max_batch=largest,
         usual_batch=usual,
+        # Artefacts of earlier versions do not say.
+        reads=artifact.content["graph"].get("reads", ()),
+        halve=halve,
     )
 
 
@@ -344,9 +382,11 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
         generator=generator.identity(),
         backend=name,
         synthesis=plugin.open(SynthesisGraph(generator), wanted, True),
-        latents_of_z=_LatentsOfZ(generator),
+        latents_of_z=LatentsOfZ(generator),
         reason=reason,
         parity=None,
         max_batch=None,
         usual_batch=min(16, usual_batch(generator.img_resolution).opt),
+        reads=generator.reads,
+        halve=lambda stage, size: open_halves(generator, stage, partial(plugin.open, precision=wanted)),
     )

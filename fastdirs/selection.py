@@ -15,6 +15,7 @@ from fastdirs.errors import BackendError, OutputError
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import cache_dir, environment, sha256_json, write_json
 from fastdirs.parity import Parity, measure
+from fastdirs.recipe import Batch
 from fastdirs.throughput import time_sessions
 
 AUTO = "auto"
@@ -106,14 +107,24 @@ def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list
             )
         if precision is not None:
             check_precision(backend, precision)
-        usable = [p for p in BACKENDS.load(backend).precisions() if p in accept and precision in (None, p)]
-        if not usable:
+        plugin = BACKENDS.load(backend)
+        check_runs(backend)
+        allowed = [p for p in plugin.precisions() if p in accept and precision in (None, p)]
+        if not allowed:
             raise BackendError(
-                f"{backend} computes in {', '.join(BACKENDS.load(backend).precisions())} here, "
+                f"{backend} computes in {', '.join(plugin.precisions())} here, "
                 f"but this artefact accepts only {', '.join(accept)}. Choose another backend."
+            )
+        usable = [p for p in allowed if plugin.graph_of(p) in artifact.graphs]
+        if not usable:
+            wanted = ", ".join(map(plugin.graph_of, allowed))
+            raise BackendError(
+                f"{backend} runs graphs that are written in {wanted}, but this artefact holds "
+                f"{', '.join(artifact.graphs)}. Export again with --precision {wanted}."
             )
         return [(backend, p) for p in usable]
     pairs, missing = graph_backends([p for p in accept if precision in (None, p)])
+    pairs = [(name, p) for name, p in pairs if BACKENDS.load(name).graph_of(p) in artifact.graphs]
     if not pairs:
         raise missing or BackendError(
             f"Nothing on this machine computes in {precision or ' or '.join(accept)}. "
@@ -122,12 +133,24 @@ def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list
     return pairs
 
 
+def check_runs(backend: str) -> None:
+    """Whether a backend runs on this machine at all.
+
+    Raises:
+        BackendError: The machine lacks what it needs; the message says what to do.
+    """
+    lacks = BACKENDS.load(backend).lacks()
+    if lacks:
+        raise BackendError(f"{backend} does not run on this machine: {lacks}")
+
+
 def check_precision(backend: str, precision: str) -> None:
     """Whether a backend computes in a precision on this machine.
 
     Raises:
         BackendError: It does not.
     """
+    check_runs(backend)
     offered = BACKENDS.load(backend).precisions()
     if precision not in offered:
         raise BackendError(
@@ -140,7 +163,7 @@ def _measure(artifact: Artifact, pairs: Sequence[tuple[str, str]], batch_size: i
     reference = artifact.reference()
     inputs, images = reference.inputs, reference.images
     accept = artifact.accept
-    sessions = open_all(pairs, {"f32": artifact.synthesis_path}, True)
+    sessions = open_all(pairs, artifact.graphs, True, Batch(**artifact.content["batch"]))
     parities = {pair: measure(session, inputs, images, (1, batch_size)) for pair, session in sessions.items()}
     rows = np.arange(batch_size) % len(images)
     batch = [np.ascontiguousarray(each[rows]) for each in inputs]

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from fastdirs.backends import Array, Session
+from fastdirs.backends import Array, Kept, Session
 from fastdirs.machine import Timing, alternate
 
 _BATCHES_PER_TIMING = 4
 _LONG_S = 1.0
 
 
-def stream(session: Session, batches: Iterable[Sequence[Array]]) -> Iterator[Array]:
+def stream(session: Session, batches: Iterable[Sequence[Kept]]) -> Iterator[Array]:
     """Run batch after batch while the caller works on the results.
 
     At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session
@@ -39,7 +39,7 @@ def stream(session: Session, batches: Iterable[Sequence[Array]]) -> Iterator[Arr
 
 def time_sessions(
     sessions: Mapping[str, Session],
-    inputs: Sequence[Array],
+    inputs: Sequence[Kept],
     rounds: int,
     progress: Callable[[int, int], None] = lambda d, t: None,
 ) -> dict[str, Timing]:
@@ -68,7 +68,7 @@ def time_sessions(
     }
 
 
-def _batches_per_timing(session: Session, inputs: Sequence[Array]) -> int:
+def _batches_per_timing(session: Session, inputs: Sequence[Kept]) -> int:
     """Several for each thread, so that starting and ending weigh little; where batches are long, one."""
     start = time.perf_counter()
     session.run(inputs)

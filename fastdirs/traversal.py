@@ -1,8 +1,9 @@
 """The plan of a traversal: which images are rendered, in which batches, and how they become strips."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,12 @@ from fastdirs.images import Pixels
 
 LatentsOf = Callable[[Sequence[int]], Tensor]
 """Seeds -> unshifted latents `[seeds, layers, dim]`, float32: a generator's or an exported mapping."""
+
+Rows = NDArray[Any] | Tensor
+"""An array, or a tensor on a GPU, whose first axis is what is spoken of."""
+
+# A graph that is cut elsewhere must be compiled, which is not worth it for fewer batches.
+_WORTH_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -102,26 +109,64 @@ class Plan:
         return torch.cat(shifts)
 
     def batches(
-        self, latents_of: LatentsOf, bank: DirectionBank, first: int = 0
-    ) -> Iterator[NDArray[np.float32]]:
+        self, latents_of: LatentsOf, bank: DirectionBank, first: int = 0, device: str = "cpu"
+    ) -> Iterator[Rows]:
         """Shifted latents, batch by batch.
 
         Args:
             latents_of: Where the unshifted latents come from.
             bank: The directions.
             first: Batch to begin with; all batches are the same whatever this is.
+            device: Where to add the shifts; on another one than "cpu" the batches are tensors there.
 
         Yields:
             `[batch_size, layers, dim]`, float32.
         """
-        shifts = self.seed_shifts(bank).numpy()
-        size = self.images_per_seed
+        shifts: Any = _placed(self.seed_shifts(bank), device)
+        batches = self.by_row(lambda seeds: [_placed(latents_of(seeds), device)], first)
+        for batch, (latents,) in enumerate(batches, first):
+            yield latents + _taken(shifts, self._rows(batch) % self.images_per_seed)
+
+    def by_row(self, compute: Callable[[Sequence[int]], list[Rows]], first: int = 0) -> Iterator[list[Any]]:
+        """What is computed of the seeds, laid out for the images of each batch; each seed is computed once.
+
+        Args:
+            compute: `seeds_at_once` seeds -> values whose first axis is the seeds. Each `[seeds, ...]`.
+            first: Batch to begin with.
+
+        Yields:
+            The values of each image's seed. Each `[batch_size, ...]`.
+        """
+        known: dict[int, list[Rows]] = {}
         for batch in range(first, self.num_batches):
-            rows = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
-            rows = np.minimum(rows, self.num_rendered - 1)
-            needed, row_of = np.unique(rows // size, return_inverse=True)
-            latents = latents_of([self.seeds[position] for position in needed]).numpy()
-            yield latents[row_of] + shifts[rows % size]
+            positions = self._rows(batch) // self.images_per_seed
+            chunks, places = np.divmod(positions, self.seeds_at_once)
+            # Positions ascend, and a batch has no more rows than two chunks have seeds.
+            known = {
+                chunk: known[chunk] if chunk in known else compute(self._chunk(chunk))
+                for chunk in dict.fromkeys(chunks.tolist())
+            }
+            taken = [[_taken(each, places[chunks == chunk]) for each in known[chunk]] for chunk in known]
+            yield [_joined(parts) for parts in zip(*taken, strict=True)]
+
+    @property
+    def seeds_at_once(self) -> int:
+        """How many seeds `by_row` computes together, each time.
+
+        Two at least where batches hold more than one image: runtimes multiply a single row in another order,
+        which would change the last bits.
+        """
+        return min(self.batch_size, max(2, len(self.seeds)))
+
+    def _chunk(self, number: int) -> list[int]:
+        """The seeds computed together, filled up with the last one."""
+        places = range(number * self.seeds_at_once, (number + 1) * self.seeds_at_once)
+        return [self.seeds[min(place, len(self.seeds) - 1)] for place in places]
+
+    def _rows(self, batch: int) -> NDArray[np.int64]:
+        """Numbers of the images in a batch, in the order of all: `[batch_size]`, int64."""
+        rows = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
+        return np.minimum(rows, self.num_rendered - 1)
 
     def strips(self, images: Iterable[Pixels], first: int = 0) -> Iterator[Strip]:
         """Rendered batches put together as strips, each as soon as its last image is there.
@@ -147,3 +192,59 @@ class Plan:
                 if len(shifted) < steps or len(unshifted) < self.shared:
                     return
                 yield Strip(seed, direction, np.stack([*shifted[:zero], *unshifted, *shifted[zero:]]))
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The part of a plan whose edits all leave the stages before `stage` alone.
+
+    Attributes:
+        stage: First stage that is run for every image; those before it are run once for every seed.
+        plan: The directions that this holds for.
+    """
+
+    stage: int
+    plan: Plan
+
+    def evaluations(self, num_stages: int) -> int:
+        """How many times a stage is run, for an image or a seed."""
+        return self.plan.num_rendered * (num_stages - self.stage) + len(self.plan.seeds) * self.stage
+
+
+def portions(plan: Plan, stage_of: Callable[[int], int]) -> list[Portion]:
+    """A plan sorted by how much of the generator its directions leave alone, least first.
+
+    Directions whose images fill only a few batches join those before them, since each portion needs a graph
+    of its own.
+
+    Args:
+        plan: The whole plan.
+        stage_of: Direction -> first stage that its edits touch.
+    """
+    found: list[Portion] = []
+    for stage, directions in groupby(sorted(plan.directions, key=stage_of), stage_of):
+        mine = replace(plan, directions=tuple(directions))
+        if mine.num_batches >= _WORTH_BATCHES:
+            found.append(Portion(stage, mine))
+        elif found:
+            last = found.pop()
+            joined = replace(plan, directions=last.plan.directions + mine.directions)
+            found.append(Portion(last.stage, joined))
+        else:
+            found.append(Portion(0, mine))
+    return found
+
+
+def _placed(values: Tensor, device: str) -> Rows:
+    # In numpy on CPUs: torch would split the sum over the cores that the runtime keeps busy.
+    return values.numpy() if device == "cpu" else values.to(device)
+
+
+def _taken(values: Rows, rows: NDArray[np.int64]) -> Rows:
+    return values[torch.from_numpy(rows).to(values.device)] if isinstance(values, Tensor) else values[rows]
+
+
+def _joined(parts: Sequence[Any]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]  # type: ignore[no-any-return]
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)

@@ -25,7 +25,7 @@ from fastdirs.errors import (
     RecipeError,
     UnknownNameError,
 )
-from fastdirs.export import export_generator, export_recipe, verify_artifact
+from fastdirs.export import export_generator, export_recipe
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.latents import sample_z
@@ -36,6 +36,7 @@ from fastdirs.module_generator import ModuleGenerator
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe, Tolerance, load_recipe
 from fastdirs.runtime import open_runtime
+from fastdirs.verification import verify_artifact
 
 EXACT = Tolerance(mean=0.0, max=0.0, psnr=300.0)
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from fastdirs.artifact import MANIFEST, REFERENCE, SYNTHESIS, Artifact, open_artifact
 from fastdirs.backends import Array
 from fastdirs.errors import ArtifactError, ParityError
-from fastdirs.export import export_generator, make_reference, verify_artifact
+from fastdirs.export import export_generator, make_reference
 from fastdirs.generators import Generator
 from fastdirs.manifest import sha256_file
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
 from fastdirs.runtime import open_runtime
+from fastdirs.verification import verify_artifact
 
 RECIPE = Recipe(generator="any", graph=Graph(lowering="folded"), batch=Batch(opt=2, max=4))
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fastdirs.generators import Generator
 from fastdirs.images import Pixels, decode, to_uint8
 from fastdirs.latents import sample_z
 from fastdirs.runtime import Runtime
-from fastdirs.traversal import Plan
+from fastdirs.traversal import Portion
 from fastdirs.writers import PLAN_FILE, Gallery
 
 SMALL: dict[str, Any] = {
@@ -74,16 +75,18 @@ def test_the_unshifted_image_is_rendered_once_for_each_seed(
     toy: Generator, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
     rendered: list[int] = []
-    plans: list[Plan] = []
+    plans: list[Portion] = []
     handle = toy.stages[0].register_forward_hook(lambda stage, inputs, output: rendered.append(len(output)))
     try:
         settings = {**SMALL, "backend": "eager"}
         gallery = traverse(
-            toy, toy_bank, tmp_path / "out", opened=lambda runtime, plan: plans.append(plan), **settings
+            toy, toy_bank, tmp_path / "out", opened=lambda runtime, planned: plans.extend(planned), **settings
         )
     finally:
         handle.remove()
-    (plan,) = plans
+    (portion,) = plans
+    plan = portion.plan
+    assert portion.stage == 0, "the first stage of the toy reads its only layer"
     # Three seeds, two directions: 3 shifted images in each of 6 strips, and 3 unshifted ones.
     assert (plan.num_images, plan.num_rendered) == (24, 21)
     # One constant batch shape, the last one filled up.
@@ -95,7 +98,7 @@ def test_the_unshifted_image_is_rendered_once_for_each_seed(
 def test_the_manifest_says_what_was_asked_and_what_ran(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
-    opened: list[tuple[Runtime, Plan]] = []
+    opened: list[tuple[Runtime, Sequence[Portion]]] = []
     seen: list[tuple[str, int, int]] = []
     gallery = traverse(
         toy_artifact.folder,
@@ -110,7 +113,7 @@ def test_the_manifest_says_what_was_asked_and_what_ran(
         psi=0.5,
         cutoff=1,
         progress=lambda *step: seen.append(step),
-        opened=lambda runtime, plan: opened.append((runtime, plan)),
+        opened=lambda runtime, planned: opened.append((runtime, planned)),
     )
     text = (tmp_path / "out" / PLAN_FILE).read_text()
     content = json.loads(text)

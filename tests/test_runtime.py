@@ -305,7 +305,8 @@ import sys
 import numpy as np
 import fastdirs
 from fastdirs.errors import MissingDependencyError, FastdirsError
-from fastdirs.export import export_generator, verify_artifact
+from fastdirs.export import export_generator
+from fastdirs.verification import verify_artifact
 from fastdirs.recipe import DEFAULT_ACCEPT, Recipe
 from fastdirs.artifact import open_artifact
 

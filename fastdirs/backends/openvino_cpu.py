@@ -1,6 +1,8 @@
-"""OpenVINO on the CPU: bf16 where the processor has units for it."""
+"""OpenVINO on the CPU: bf16 where the processor has units for it, int8 where a graph is quantised."""
 
+import io
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,45 +12,50 @@ import openvino
 from openvino.properties import hint
 
 from fastdirs.backends import Array, Backend, Kept, Session
-from fastdirs.errors import BackendError
+from fastdirs.errors import BackendError, OutputError
 from fastdirs.machine import bf16_unit
+from fastdirs.manifest import cache_dir, sha256_file, sha256_json, write_bytes
 from fastdirs.recipe import Batch
 
 _TYPES = {"f32": "float32", "bf16": "bfloat16"}
 _HEAVY = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+# What the runtime calls layers that compute in a precision.
+_LAYERS = {"f32": {"f32"}, "bf16": {"bf16"}, "int8": {"i8", "u8"}}
+_CACHE_BYTES = 2**30
 
 
 class _OpenVino(Session):
     def __init__(
         self, source: Path, precision: str, streaming: bool = False, batch: Batch | None = None
     ) -> None:
-        if precision not in _TYPES:
+        if precision not in _LAYERS:
             raise BackendError(
-                f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_TYPES)}."
+                f"openvino_cpu has no precision {precision!r}. Expected one of: {', '.join(_LAYERS)}."
             )
+        # Layers that a quantised graph leaves in float are faster in bf16: 3,135 against 2,626 images/s.
+        floats = precision if precision != "int8" else "bf16" if bf16_unit() else "f32"
         mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
-        compiled = _core().compile_model(
-            str(source), "CPU", {hint.inference_precision(): precision, hint.performance_mode(): mode}
-        )
+        compiled = _compile(source, {hint.inference_precision(): floats, hint.performance_mode(): mode})
         # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it
         # on others.
         in_effect = compiled.get_property(hint.inference_precision()).to_string()
-        if in_effect != _TYPES[precision] and in_effect != precision:
+        if in_effect not in (_TYPES[floats], floats):
             raise BackendError(
-                f"OpenVINO computes in {in_effect} here instead of {precision}. Ask for --precision f32."
+                f"OpenVINO computes in {in_effect} here instead of {floats}. Ask for --precision f32."
             )
         layers = _heavy_layers(compiled)
-        if layers and precision not in layers:
+        if layers and not _LAYERS[precision] & set(layers):
             # The hint is only a wish: a layer without a kernel in this precision runs in another.
             raise BackendError(
                 f"OpenVINO runs none of the {sum(layers.values())} layers that cost time in {precision} "
-                f"({_listed(layers)}). Export with another lowering, or ask for --precision f32."
+                f"({_listed(layers)}). Export with another lowering, or ask for another --precision."
             )
         self.precision = precision
         device = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
         self.provider = f"OpenVINO {openvino.__version__.partition('-')[0]}, {device}"
         self.detail = _listed(layers)
         self.num_parallel = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")) if streaming else 1
+        self._types = [port.element_type.to_dtype() for port in compiled.inputs]
         self._requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
         for _ in range(self.num_parallel):
             self._requests.put(compiled.create_infer_request())
@@ -63,12 +70,16 @@ class _OpenVino(Session):
         self.run([np.zeros(shape, dtype=np.float32) for shape in shapes])
 
     def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
-        # Otherwise the next line would wait for ever.
+        # Otherwise the next line but one would wait for ever.
         assert not self._closed
+        given = {
+            index: np.asarray(value, dtype)
+            for index, (value, dtype) in enumerate(zip(inputs, self._types, strict=True))
+        }
         request = self._requests.get()
         try:
             # The results are copies (share_outputs is off): the next call writes to the same buffers.
-            results = request.infer(dict(enumerate(inputs)), share_inputs=True)
+            results = request.infer(given, share_inputs=True)
             return [results[index] for index in range(len(results))]
         finally:
             self._requests.put(request)
@@ -84,6 +95,36 @@ def _core() -> openvino.Core:
     # One for the process, never freed: each installs a signal stack, and one freed out of order leaves
     # the process with a stack in freed memory, on which the next signal (Ctrl-C) kills it.
     return openvino.Core()
+
+
+def _compile(source: Path, settings: dict[str, object]) -> openvino.CompiledModel:
+    """Compile a graph, or continue from what an earlier opening kept: the graph, read and optimised.
+
+    OpenVINO has a cache of its own, but to it the same path, size and second are the same graph, and it never
+    forgets one.
+    """
+    facts = [sha256_file(source), openvino.__version__, _core().get_property("CPU", "FULL_DEVICE_NAME")]
+    kept = cache_dir() / "openvino" / f"{sha256_json(facts)}.blob"
+    # One that is missing or damaged is made anew.
+    with suppress(OSError, RuntimeError):
+        return _core().import_model(io.BytesIO(kept.read_bytes()), "CPU", settings)
+    compiled = _core().compile_model(str(source), "CPU", settings)
+    # Where nothing can be written, each opening compiles.
+    with suppress(OutputError):
+        write_bytes(kept, compiled.export_model().getvalue())
+        _forget_old(kept.parent)
+    return compiled
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove the oldest files until the others take at most `_CACHE_BYTES`."""
+    total = 0
+    # Another process may be doing the same.
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True):
+            total += path.stat().st_size
+            if total > _CACHE_BYTES:
+                path.unlink()
 
 
 def _heavy_layers(compiled: openvino.CompiledModel) -> dict[str, int]:
@@ -102,7 +143,7 @@ def _listed(layers: dict[str, int]) -> str:
 
 
 def _precisions() -> tuple[str, ...]:
-    return ("f32", "bf16") if bf16_unit() else ("f32",)
+    return ("f32", "bf16", "int8") if bf16_unit() else ("f32", "int8")
 
 
 BACKEND = Backend(

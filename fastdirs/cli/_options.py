@@ -34,7 +34,7 @@ BACKEND = click.option(
     help="auto measures what is here and says what it chose.",
 )
 PRECISION = click.option(
-    "--precision", metavar="NAME", help="f32 or bf16; the fastest that is accepted if left out."
+    "--precision", metavar="NAME", help="f32, bf16, f16 or int8; the fastest that is accepted if left out."
 )
 FORCE = click.option("--force", is_flag=True, help="Replace what an earlier run of this command wrote there.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON to standard output.")

@@ -21,12 +21,21 @@ from fastdirs.cli._options import JSON, load_model, model_options
     show_default=True,
     help="Timings of each candidate.",
 )
+@click.option(
+    "--precision",
+    "graphs",
+    metavar="LIST",
+    default="f32",
+    show_default=True,
+    help="Graphs to measure: f32 (which OpenVINO runs in bf16 as well), f16, bf16, int8.",
+)
 @model_options
 @JSON
 def bench(
     model: str | None,
     batch: int | None,
     rounds: int,
+    graphs: str,
     family: str | None,
     factory: str | None,
     options: dict[str, str],
@@ -51,7 +60,8 @@ def bench(
     generator = load_model(model, family, factory, options)
     batch = batch or usual_batch(generator.img_resolution).opt
     with progress_bar() as progress:
-        rows = measure(generator, batch, rounds, lambda done, total: progress("timing", done, total))
+        named = [name.strip() for name in graphs.split(",") if name.strip()]
+        rows = measure(generator, batch, rounds, named, lambda done, total: progress("timing", done, total))
     if as_json:
         show_json({**conditions(generator, batch), "rows": [asdict(row) for row in rows]})
         return

@@ -97,7 +97,13 @@ def _backends() -> list[Row]:
     for name in BACKENDS.names():
         try:
             backend = BACKENDS.load(name)
-            rows.append({"name": name, "summary": backend.summary, "here": ", ".join(backend.precisions())})
+            rows.append(
+                {
+                    "name": name,
+                    "summary": backend.summary,
+                    "here": ", ".join(backend.precisions()) or f"not here: {backend.lacks()}",
+                }
+            )
         except MissingDependencyError as error:
             rows.append({"name": name, "summary": "", "here": f"not installed: {error}"})
     return rows

@@ -1,5 +1,6 @@
 """`fastdirs traverse`: strips, grids, atlas, video."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -48,6 +49,13 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     show_default=True,
     help="Signed lengths of the shift; or a list, -3,0,3.",
 )
+@click.option(
+    "--layers",
+    metavar="LIST",
+    default="all",
+    show_default=True,
+    help="Latent layers to edit, such as 6-13. What lies before them is computed once for each seed.",
+)
 @PSI
 @CUTOFF
 @click.option(
@@ -86,9 +94,10 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @FORCE
 @JSON
 def traverse(
-    model: str, bank: str | None, seeds: str, directions: str, epsilons: str, psi: float, cutoff: int | None,
-    c: int | None, batch: int | None, image_format: str, write: str, backend: str, precision: str | None,
-    family: str | None, factory: str | None, options: dict[str, str], out: Path, force: bool, as_json: bool,
+    model: str, bank: str | None, seeds: str, directions: str, epsilons: str, layers: str, psi: float,
+    cutoff: int | None, c: int | None, batch: int | None, image_format: str, write: str, backend: str,
+    precision: str | None, family: str | None, factory: str | None, options: dict[str, str], out: Path,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Render the directions of BANK on MODEL or ARTIFACT.
 
@@ -105,7 +114,7 @@ def traverse(
     from fastdirs.gallery import traverse as render
     from fastdirs.latents import parse_epsilons, parse_indices, parse_seeds
     from fastdirs.runtime import Runtime
-    from fastdirs.traversal import Plan
+    from fastdirs.traversal import Portion
 
     if bank is None and factory is None:
         raise click.UsageError("Missing argument 'BANK': a file made by `fastdirs discover`.")
@@ -115,17 +124,30 @@ def traverse(
     loaded = load_bank(str(bank_path))
     chosen = parse_indices(directions, len(loaded), "direction")
 
-    def opened(runtime: Runtime, plan: Plan) -> None:
+    num_layers = int(loaded.generator["num_layers"])
+    edited = None if layers.strip() == "all" else parse_indices(layers, num_layers, "layer")
+
+    def opened(runtime: Runtime, planned: Sequence[Portion]) -> None:
         show_runtime(runtime)
-        note(f"{plan.num_images} images, {plan.num_rendered} rendered, in batches of {plan.batch_size}")
+        plans, stages = [portion.plan for portion in planned], len(runtime.reads)
+        shown, rendered = sum(plan.num_images for plan in plans), sum(plan.num_rendered for plan in plans)
+        note(f"{shown} images, {rendered} rendered, in batches of {plans[0].batch_size}")
+        needed = sum(portion.evaluations(stages) for portion in planned)
+        if needed < rendered * stages:
+            cuts = ", ".join(f"{len(p.plan.directions)} from stage {p.stage} on" for p in planned)
+            note(
+                f"{needed} of {rendered * stages} stage evaluations, {rendered * stages - needed} saved: "
+                f"a seed's images share them (directions: {cuts}, of {stages} stages)"
+            )
 
     known = source is not None and factory is None and is_artifact(Path(source))
     opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     with progress_bar() as progress:
         gallery = render(
-            opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, psi=psi, cutoff=cutoff, c=c,
-            image_format=image_format, writers=[name.strip() for name in write.split(",")], backend=backend,
-            precision=precision, batch_size=batch, force=force, progress=progress, opened=opened,
+            opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, layers=edited, psi=psi,
+            cutoff=cutoff, c=c, image_format=image_format, backend=backend, precision=precision,
+            writers=[name.strip() for name in write.split(",")], batch_size=batch, force=force,
+            progress=progress, opened=opened,
         )  # fmt: skip
     page = out / "index.html"
     if as_json:

@@ -21,12 +21,12 @@ def verify(artifact: Path, as_json: bool) -> None:
     """
     from fastdirs.artifact import open_artifact
     from fastdirs.cli._console import note, show_json
-    from fastdirs.export import verify_artifact
     from fastdirs.reconstructor_export import (
         is_reconstructor_artifact,
         open_reconstructor_artifact,
         verify_reconstructor,
     )
+    from fastdirs.verification import verify_artifact
 
     if is_reconstructor_artifact(artifact):
         rows = verify_reconstructor(open_reconstructor_artifact(artifact), note)

@@ -1,11 +1,13 @@
 """What every backend promises, checked for each registered one in each precision of this machine."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,13 @@ from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array, Session
 from fastdirs.errors import BackendError, MissingDependencyError
 from fastdirs.generators import Generator
+from fastdirs.graph_parts import part
+from fastdirs.graph_precision import typed
 from fastdirs.graphs import SynthesisGraph
+from fastdirs.images import to_uint8
 from fastdirs.latents import sample_z
 from fastdirs.parity import compare, measure
+from fastdirs.quantization import quantize
 from fastdirs.recipe import DEFAULT_ACCEPT
 from fastdirs.tracing import trace
 
@@ -30,10 +36,18 @@ def _pairs() -> Iterator[Any]:
         except MissingDependencyError as error:
             yield pytest.param(name, "f32", marks=pytest.mark.skip(reason=str(error)))
             continue
-        yield from (pytest.param(name, precision, id=f"{name}-{precision}") for precision in precisions)
+        # It compiles for half a minute; test_compiled.py has the quick ones.
+        marks = [pytest.mark.slow] if name == "compiled" else []
+        for precision in precisions:
+            yield pytest.param(name, precision, marks=marks, id=f"{name}-{precision}")
 
 
-every_pair = pytest.mark.parametrize(("backend", "precision"), list(_pairs()))
+PAIRS = list(_pairs())
+every_pair = pytest.mark.parametrize(("backend", "precision"), PAIRS)
+every_graph_pair = pytest.mark.parametrize(
+    ("backend", "precision"),
+    [pair for pair in PAIRS if pair.id and BACKENDS.load(pair.values[0]).runs == "graph"],
+)
 
 
 @pytest.fixture(params=["toy", "small_dcgan"])
@@ -42,15 +56,47 @@ def generator(request: pytest.FixtureRequest) -> Generator:
     return chosen
 
 
+@pytest.fixture(scope="session")
+def toy_graphs(toy: Generator, toy_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory) -> "Graphs":
+    return Graphs(toy, toy_artifact.synthesis_path, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def dcgan_graphs(
+    small_dcgan: Generator, dcgan_artifact: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> "Graphs":
+    return Graphs(small_dcgan, dcgan_artifact.synthesis_path, tmp_path_factory.mktemp("dcgan"))
+
+
+class Graphs:
+    """The graph of a generator in the precision that a backend runs, made when it is first asked for."""
+
+    def __init__(self, generator: Generator, path: Path, folder: Path) -> None:
+        self.generator, self.folder, self.paths = generator, folder, {"f32": path}
+
+    def __getitem__(self, precision: str) -> Path:
+        if precision not in self.paths:
+            path = self.folder / f"{precision}.onnx"
+            if precision == "int8":
+                if self.generator.family == "toy":
+                    pytest.skip("the toy has no convolution that could be quantised")
+                quantize(self.paths["f32"], path, [[_latents(self.generator, 64)]])
+            else:
+                onnx.save(typed(onnx.load(self.paths["f32"]), precision), path)
+            self.paths[precision] = path
+        return self.paths[precision]
+
+
 @pytest.fixture
-def graph(generator: Generator, toy_artifact: Artifact, dcgan_artifact: Artifact) -> Path:
-    artifact = toy_artifact if generator.family == "toy" else dcgan_artifact
-    return artifact.synthesis_path
+def graphs(generator: Generator, toy_graphs: Graphs, dcgan_graphs: Graphs) -> Graphs:
+    return toy_graphs if generator.family == "toy" else dcgan_graphs
 
 
-def _open(backend: str, precision: str, generator: Generator, graph: Path, streaming: bool = True) -> Session:
+def _open(backend: str, precision: str, graphs: Graphs, streaming: bool = True) -> Session:
     plugin = BACKENDS.load(backend)
-    return plugin.open(graph if plugin.runs == "graph" else SynthesisGraph(generator), precision, streaming)
+    if plugin.runs == "module":
+        return plugin.open(SynthesisGraph(graphs.generator), precision, streaming)
+    return plugin.open(graphs[plugin.graph_of(precision)], precision, streaming)
 
 
 def _latents(generator: Generator, count: int) -> Array:
@@ -60,13 +106,13 @@ def _latents(generator: Generator, count: int) -> Array:
 @pytest.mark.parametrize("streaming", [False, True])
 @every_pair
 def test_parity_with_torch(
-    backend: str, precision: str, streaming: bool, generator: Generator, graph: Path
+    backend: str, precision: str, streaming: bool, generator: Generator, graphs: Graphs
 ) -> None:
     latents = _latents(generator, MAX_BATCH)
     reference = generator.synthesis(torch.from_numpy(latents)).numpy()
     # What is compared is no flat picture, nor the same one for all latents.
     assert np.ptp(reference, axis=0).mean() > 0.1
-    session = _open(backend, precision, generator, graph, streaming)
+    session = _open(backend, precision, graphs, streaming)
     parity = measure(session, [latents], reference, (1, 2, MAX_BATCH))
     session.close()
     assert parity.within(DEFAULT_ACCEPT[precision]), parity
@@ -114,8 +160,8 @@ def test_all_outputs_come_in_order(backend: str, precision: str, batch: int, sev
 
 
 @every_pair
-def test_says_what_runs(backend: str, precision: str, generator: Generator, graph: Path) -> None:
-    session = _open(backend, precision, generator, graph)
+def test_says_what_runs(backend: str, precision: str, generator: Generator, graphs: Graphs) -> None:
+    session = _open(backend, precision, graphs)
     assert session.precision == precision
     assert session.provider
     assert session.num_parallel >= 1
@@ -125,11 +171,11 @@ def test_says_what_runs(backend: str, precision: str, generator: Generator, grap
 
 @every_pair
 def test_inputs_are_left_alone_and_results_are_independent(
-    backend: str, precision: str, generator: Generator, graph: Path
+    backend: str, precision: str, generator: Generator, graphs: Graphs
 ) -> None:
     latents = _latents(generator, 4)
     first, second = latents[:2].copy(), latents[2:].copy()
-    session = _open(backend, precision, generator, graph)
+    session = _open(backend, precision, graphs)
     images = session.run([first])
     kept = images.copy()
     session.run([second])
@@ -144,9 +190,11 @@ def test_inputs_are_left_alone_and_results_are_independent(
 
 
 @every_pair
-def test_concurrent_calls_do_not_mix(backend: str, precision: str, generator: Generator, graph: Path) -> None:
+def test_concurrent_calls_do_not_mix(
+    backend: str, precision: str, generator: Generator, graphs: Graphs
+) -> None:
     batches = [_latents(generator, 3 * turn + 3)[-3:] for turn in range(8)]
-    session = _open(backend, precision, generator, graph)
+    session = _open(backend, precision, graphs)
     alone = [session.run([batch]) for batch in batches]
     with ThreadPoolExecutor(max(2, session.num_parallel)) as pool:
         together = list(pool.map(lambda batch: session.run([batch]), batches * 3))
@@ -156,8 +204,8 @@ def test_concurrent_calls_do_not_mix(backend: str, precision: str, generator: Ge
 
 
 @every_pair
-def test_closes_twice(backend: str, precision: str, generator: Generator, graph: Path) -> None:
-    session = _open(backend, precision, generator, graph)
+def test_closes_twice(backend: str, precision: str, generator: Generator, graphs: Graphs) -> None:
+    session = _open(backend, precision, graphs)
     session.run([_latents(generator, 1)])
     session.close()
     session.close()
@@ -166,10 +214,55 @@ def test_closes_twice(backend: str, precision: str, generator: Generator, graph:
         session.run([_latents(generator, 1)])
 
 
+@every_pair
+def test_what_was_kept_is_an_input(backend: str, precision: str, several: Path) -> None:
+    plugin = BACKENDS.load(backend)
+    session = plugin.open(several if plugin.runs == "graph" else _SumAndDifference(), precision, False)
+    x = np.arange(24, dtype=np.float32).reshape(2, 1, 3, 4) / 4
+    y = np.ones_like(x)
+    kept = session.run_kept([x, y])
+    assert len(kept) == 3
+    assert isinstance(kept[0], np.ndarray) == (session.device == "cpu")
+    np.testing.assert_allclose(session.run([kept[0], y]), x + 2 * y, rtol=0.01)
+    np.testing.assert_allclose(session.run([kept[0], kept[0]]), 2 * (x + y), rtol=0.01)
+    session.close()
+
+
+@every_graph_pair
+def test_pixels_of_a_graph_are_uint8(
+    backend: str, precision: str, generator: Generator, graphs: Graphs, tmp_path: Path
+) -> None:
+    plugin, path = BACKENDS.load(backend), tmp_path / "pixels.onnx"
+    onnx.save(part(onnx.load(graphs[plugin.graph_of(precision)]), pixels=True), path)
+    latents = _latents(generator, 3)
+    session = plugin.open(path, precision, False)
+    pixels = session.run([latents])
+    session.close()
+    wanted = to_uint8(generator.synthesis(torch.from_numpy(latents)).numpy())
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == wanted.shape
+    difference = np.abs(pixels.astype(int) - wanted)
+    assert difference.mean() < DEFAULT_ACCEPT[precision].mean + 0.1
+
+
 @pytest.mark.parametrize("backend", BACKENDS.names())
-def test_unknown_precision(backend: str, toy: Generator, toy_artifact: Artifact) -> None:
+def test_what_lacks_something_says_what_and_runs_nothing(backend: str, toy_graphs: Graphs) -> None:
+    plugin = BACKENDS.load(backend)
+    missing = plugin.lacks()
+    assert bool(missing) == (plugin.precisions() == ())
+    if missing:
+        for precision in ("f32", "f16", "bf16"):
+            source = toy_graphs["f32"] if plugin.runs == "graph" else SynthesisGraph(toy_graphs.generator)
+            with pytest.raises(BackendError, match=re.escape(missing)):
+                plugin.open(source, precision, False)
+
+
+@pytest.mark.parametrize("backend", BACKENDS.names())
+def test_unknown_precision(backend: str, toy_graphs: Graphs) -> None:
+    plugin = BACKENDS.load(backend)
+    source = toy_graphs["f32"] if plugin.runs == "graph" else SynthesisGraph(toy_graphs.generator)
     with pytest.raises(BackendError, match=f"{backend} has no precision 'f8'"):
-        _open(backend, "f8", toy, toy_artifact.synthesis_path)
+        plugin.open(source, "f8", False)
 
 
 @pytest.mark.parametrize("backend", BACKENDS.names())
@@ -177,5 +270,8 @@ def test_describes_itself(backend: str) -> None:
     plugin = BACKENDS.load(backend)
     assert plugin.summary
     assert plugin.runs in ("graph", "module")
-    assert plugin.precisions()[0] == "f32"
-    assert set(plugin.precisions()) <= set(DEFAULT_ACCEPT), "a precision without a usual tolerance"
+    precisions = plugin.precisions()
+    # First where it is there at all: a GPU's library may not be able to compute in it.
+    assert "f32" not in precisions[1:]
+    assert set(precisions) <= set(DEFAULT_ACCEPT), "a precision without a usual tolerance"
+    assert precisions or plugin.lacks()

@@ -8,7 +8,7 @@ from torch import nn
 from fastdirs.backends import BACKENDS
 from fastdirs.errors import BackendError
 from fastdirs.generators import Generator
-from fastdirs.graphs import SynthesisGraph
+from fastdirs.graphs import PartGraph, SynthesisGraph
 from fastdirs.latents import sample_z
 
 
@@ -72,3 +72,63 @@ def test_a_module_that_does_not_run_in_bf16_says_so() -> None:
     session = BACKENDS.load("eager").open(_OnlyFloat32(), "bf16", False)
     with pytest.raises(BackendError, match=r"does not run in bf16 in torch: .*Use f32"):
         session.run([np.zeros((1, 4), dtype=np.float32)])
+
+
+def test_states_between_stages_are_kept_and_taken_up(layered: Generator) -> None:
+    latents = layered.mapping(sample_z(range(3), layered.z_dim)).numpy()
+    backend = BACKENDS.load("eager")
+    whole = backend.open(SynthesisGraph(layered), "f32", False).run([latents])
+    first, second = (
+        backend.open(PartGraph(layered, begin, end), "f32", False) for begin, end in ((0, 2), (2, None))
+    )
+    np.testing.assert_array_equal(second.run([latents, *first.run_kept([latents])]), whole)
+
+
+class _Pixels(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images.to(torch.uint8), images[:, :1].expand(-1, 3)
+
+
+def test_outputs_keep_their_types_and_are_arrays_of_their_own() -> None:
+    session = BACKENDS.load("eager").open(_Pixels(), "f32", False)
+    pixels, row = session.run_all([np.array([[3.7, 200.0]], np.float32)])
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, [[3, 200]])
+    row[0, 0] = 1.0
+    np.testing.assert_array_equal(row, [[1.0, np.float32(3.7), np.float32(3.7)]])
+
+
+def test_inputs_may_be_read_only() -> None:
+    latents = np.ones((1, 3), np.float32)
+    latents.flags.writeable = False
+    session = BACKENDS.load("eager").open(nn.ReLU(inplace=True), "f32", False)
+    np.testing.assert_array_equal(session.run([latents]), latents)
+
+
+def test_f16_is_not_offered_on_cpus() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match="eager has no precision 'f16' on cpu"):
+        BACKENDS.load("eager").open(nn.ReLU(), "f16", False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "error"), [("f32", 1e-4), ("bf16", 0.2), ("f16", 0.05)])
+def test_runs_on_the_gpu_and_leaves_the_callers_module(
+    small_dcgan: Generator, precision: str, error: float
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU")
+    latents = small_dcgan.mapping(sample_z(range(4), small_dcgan.z_dim))
+    module = SynthesisGraph(small_dcgan)
+    session = BACKENDS.load("eager").open(module, precision, False)
+    places = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [place.fp32_precision for place in places]
+    (kept,) = session.run_kept([latents.to("cuda")])
+    assert isinstance(kept, torch.Tensor)
+    assert kept.is_cuda
+    wanted = small_dcgan.synthesis(latents)
+    assert (kept.cpu().float() - wanted).abs().max() < error
+    assert np.abs(session.run([latents.numpy()]) - wanted.numpy()).max() < error
+    assert [place.fp32_precision for place in places] == before
+    assert {each.device.type for each in module.parameters()} == {"cpu"}

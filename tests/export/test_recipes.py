@@ -8,8 +8,9 @@ import pytest
 import fastdirs
 from fastdirs.artifact import Artifact
 from fastdirs.errors import DownloadError
-from fastdirs.export import export_recipe, verify_artifact
+from fastdirs.export import export_recipe
 from fastdirs.recipe import load_recipe
+from fastdirs.verification import verify_artifact
 from fastdirs.zoo import pulled_path
 
 FOLDER = Path(__file__).parent.parent.parent / "export"

@@ -1,0 +1,67 @@
+"""Engines of exported graphs, each beside its graph: compiled ahead of time, maybe for other machines."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fastdirs.backends import BACKENDS
+from fastdirs.errors import BackendError
+from fastdirs.manifest import Json
+from fastdirs.recipe import Batch, Engine
+
+
+def engine_path(graph: Path, library: str) -> Path:
+    """Where the engine of a graph lies: `synthesis.f16.onnx` -> `synthesis.f16.tensorrt-rtx.engine`.
+
+    Args:
+        graph: ONNX file.
+        library: "tensorrt" or "tensorrt-rtx".
+    """
+    # The backend looks for it there.
+    return graph.with_suffix(f".{library}.engine")
+
+
+def build_engines(
+    folder: Path,
+    graphs: Mapping[str, Path],
+    batch: Batch,
+    engine: Engine,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    report: Callable[[str], None] = lambda message: None,
+) -> dict[str, Json]:
+    """Build an engine of each graph, beside its graph.
+
+    Args:
+        folder: The artefact's folder.
+        graphs: ONNX file of each precision.
+        batch: Batch sizes that they serve.
+        engine: What they are built for.
+        progress: Called with the phase, steps done and steps in all; what it raises cancels the build.
+        report: Called with a line for each engine.
+
+    Returns:
+        For each file that was written, by name within the folder, the manifest of the engine.
+
+    Raises:
+        BackendError: A graph is refused, or does not compute in the precision it is said to; or the machine
+            lacks what building needs.
+        MissingDependencyError: The library is not installed.
+        OutputError: A file cannot be written.
+    """
+    build = BACKENDS.load("trt").build
+    assert build is not None
+    written: dict[str, Json] = {}
+    for precision, graph in graphs.items():
+        path = engine_path(graph, engine.to)
+        content = build(graph, path, batch, engine, progress)
+        if content["precision"] != precision:
+            path.unlink()
+            path.with_name(f"{path.name}.json").unlink()
+            raise BackendError(
+                f"{graph.name} computes in {content['precision']} in {engine.to}, not in {precision}. "
+                "Export it again."
+            )
+        for file in (path, path.with_name(f"{path.name}.json")):
+            written[file.relative_to(folder).as_posix()] = content
+        capabilities = ", ".join(content["compute_capabilities"])
+        report(f"{path.name}: {engine.to} {content['version']} for {capabilities}")
+    return written
