@@ -55,6 +55,7 @@ def bench(
     batch_size: int | None = None,
     rounds: int = 7,
     graphs: Sequence[str] = ("f32",),
+    compiled: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Measure every backend and precision, in turns within one run.
@@ -64,6 +65,7 @@ def bench(
         batch_size: Images in a batch; None takes what suits the image size, 64 up to 64 pixels.
         rounds: Timings of each.
         graphs: Precisions of the graphs to measure; float32 is always among them.
+        compiled: Whether to measure torch.compile too, which takes a minute or more.
         progress: Called with timings done and timings in all.
 
     Returns:
@@ -71,6 +73,7 @@ def bench(
     """
     batch_size = batch_size or usual_batch(generator.img_resolution).opt
     inputs = synthesis_inputs(generator, range(batch_size))
+    batch = Batch(opt=batch_size, max=max(2, batch_size))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fastdirs-bench-") as folder:
         artifact = _exported(generator, batch_size, graphs, Path(folder))
@@ -84,6 +87,8 @@ def bench(
         facts: dict[tuple[str, str], tuple[Parity, float]] = {}
         alone: dict[str, Session] = {}
         for name in BACKENDS.names():
+            if name == "compiled" and not compiled:
+                continue
             try:
                 backend = BACKENDS.load(name)
                 sources = _sources(backend, generator, artifact)
@@ -93,10 +98,10 @@ def bench(
             for precision, source in sources.items():
                 try:
                     before = resident_mib()
-                    session = backend.open(source, precision, True)
+                    session = backend.open(source, precision, True, batch)
                     parity = measure(session, reference.inputs, reference.images, (1, batch_size))
                     facts[name, precision] = (parity, resident_mib() - before)
-                    alone[f"{name} {precision}"] = backend.open(source, precision, False)
+                    alone[f"{name} {precision}"] = backend.open(source, precision, False, batch)
                     sessions[name, precision] = session
                 except FastdirsError as error:
                     rows.append(Row(backend=name, precision=precision, failure=str(error)))

@@ -3,21 +3,10 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fastdirs.backends import BACKENDS
+from fastdirs.backends import BACKENDS, engine_path
 from fastdirs.errors import BackendError
 from fastdirs.manifest import Json
 from fastdirs.recipe import Batch, Engine
-
-
-def engine_path(graph: Path, library: str) -> Path:
-    """Where the engine of a graph lies: `synthesis.f16.onnx` -> `synthesis.f16.tensorrt-rtx.engine`.
-
-    Args:
-        graph: ONNX file.
-        library: "tensorrt" or "tensorrt-rtx".
-    """
-    # The backend looks for it there.
-    return graph.with_suffix(f".{library}.engine")
 
 
 def build_engines(

@@ -141,7 +141,7 @@ def _engine(path: Path) -> Json | None:
         facts = {"recognised_by": "name"}
     else:
         return None
-    sidecar = _manifest(path.with_suffix(".json"))
+    sidecar = _manifest(path.with_name(f"{path.name}.json"))
     note = "A manifest beside it would say more." if sidecar is None else "Its manifest says the rest."
     return _described("tensorrt-engine", path, {**facts, "note": note, "manifest": sidecar})
 

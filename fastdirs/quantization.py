@@ -16,7 +16,7 @@ from fastdirs.registry import install_hint
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# Values further out are clipped. Clipping none costs a tenth more error in the mean; at 99.99 what is clipped
+# Values further out are clipped. Clipping none costs up to a tenth more mean error; at 99.99 what is clipped
 # shows as spots: of 27 grey levels instead of 14 (celeba-faces-64, 256 images).
 _PERCENTILE = 99.999
 # Of each tensor and batch that many values are looked at: ten of them lie outside.

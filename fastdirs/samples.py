@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdirs.backends import Array
+from fastdirs.backends import Array, Kept
 from fastdirs.errors import ContractError, SelectionError, check_shape
 from fastdirs.latents import class_weights, sample_classes, sample_z
 from fastdirs.manifest import Json, sha256_file
@@ -57,7 +57,7 @@ class Sample:
     def __len__(self) -> int:
         return len(self.names)
 
-    def inputs(self, runtime: Runtime, first: int, last: int) -> list[Array]:
+    def inputs(self, runtime: Runtime, first: int, last: int) -> list[Kept]:
         """What the synthesis takes for the images from `first` to before `last`.
 
         Returns:

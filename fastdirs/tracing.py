@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastdirs.errors import ContractError, MissingDependencyError, RecipeError
 from fastdirs.manifest import Json, write_bytes
@@ -49,7 +51,7 @@ def trace(
     outputs = [output] if isinstance(output, str) else list(output)
     dynamic = tuple({0: "batch"} if name != "psi" else None for name in inputs)
     try:
-        with _quiet():
+        with _quiet(), _KeepEpsilons():
             program = torch.onnx.export(
                 module, example, dynamo=True, input_names=list(inputs), output_names=outputs,
                 opset_version=opset, dynamic_shapes=dynamic, external_data=False, verbose=False,
@@ -78,6 +80,25 @@ def trace(
     finish(model)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
+
+
+class _KeepEpsilons(TorchFunctionMode):
+    """Keeps the 1e-8 that guards a root or a quotient from zero: the exporter takes it for 0, and drops it.
+
+    It compares with a tolerance of 1e-8, so that what is just above stays. (It drops what is smaller, too; a
+    value that does nothing next to 1e-8 is lifted to it.)
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _SUMS:
+            args = tuple(_KEPT if isinstance(each, float) and 0 < each <= 1e-8 else each for each in args)
+        return func(*args, **(kwargs or {}))
+
+
+_KEPT = 1.000001e-8
+_SUMS = (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__radd__)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

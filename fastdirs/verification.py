@@ -20,7 +20,7 @@ from fastdirs.recipe import Batch, Graph, Recipe
 from fastdirs.worst_image import save_worst_image, worst_image
 
 Report = Callable[[str], None]
-# What a graph of this precision is executed in where nothing here computes in it.
+# A graph of these says itself what is computed in what.
 _TYPED = ("f16", "bf16")
 
 
@@ -175,12 +175,10 @@ def _typed_sessions(
     with ExitStack() as stack:
         sessions: dict[tuple[str, str], Session] = {}
         for precision in (each for each in _typed(recipe) if each not in executed):
-            path, opened_as = graphs[precision], precision
-            if precision == "bf16":
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastdirs-bf16-"))
-                path, opened_as = Path(folder) / path.name, "f32"
-                onnx.save(emulated(onnx.load(str(graphs[precision]))), str(path))
-            session = BACKENDS.load("ort").open(path, opened_as, False)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastdirs-typed-"))
+            path = Path(folder) / graphs[precision].name
+            onnx.save(emulated(onnx.load(str(graphs[precision]))), str(path))
+            session = BACKENDS.load("ort").open(path, "f32")
             session.provider += f", {precision} rounded, computed in f32"
             sessions["ort", precision] = session
         yield sessions

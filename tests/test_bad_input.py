@@ -46,7 +46,8 @@ import os, signal
 from pathlib import Path
 from fastdirs.backends import BACKENDS
 
-graphs = [BACKENDS.load(name) for name in BACKENDS.names() if BACKENDS.load(name).runs == "graph"]
+graphs = [BACKENDS.load(name) for name in BACKENDS.names()]
+graphs = [backend for backend in graphs if backend.runs == "graph" and backend.precisions()]
 sessions = [backend.open(Path("artifact/synthesis.onnx"), "f32", True) for backend in graphs * 2]
 for session in sessions:
     session.close()

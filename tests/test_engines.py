@@ -6,8 +6,7 @@ import onnx
 import pytest
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends._tensorrt_library import engine_path as where_the_backend_looks
-from fastdirs.engines import build_engines, engine_path
+from fastdirs.engines import build_engines
 from fastdirs.errors import BackendError
 from fastdirs.graph_parts import part
 from fastdirs.inspection import inspect_file
@@ -16,13 +15,6 @@ from fastdirs.recipe import Batch, Engine
 
 pytest.importorskip("tensorrt_rtx")
 RTX = Engine(to="tensorrt-rtx", compute_capability=("8.6", "8.9", "12.0"))
-
-
-def test_names() -> None:
-    for name in ("synthesis.onnx", "synthesis.f16.onnx", "part0-2.int8.onnx"):
-        for library in ("tensorrt", "tensorrt-rtx"):
-            assert engine_path(Path(name), library) == where_the_backend_looks(Path(name), library)
-    assert engine_path(Path("a/synthesis.f16.onnx"), "tensorrt") == Path("a/synthesis.f16.tensorrt.engine")
 
 
 def test_each_graph_gets_one(toy_artifact: Artifact, tmp_path: Path) -> None:

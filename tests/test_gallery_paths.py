@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS
+from fastdirs.backends import graph_backends
 from fastdirs.directions import DirectionBank, load_bank
 from fastdirs.gallery import traverse
 from fastdirs.generators import Generator
@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {
     "seeds": (0, 5), "directions": (0, 3), "epsilons": (-5.0, -2.0, 0.0, 1.5, 4.0), "image_format": "png",
     "precision": "f32", "batch_size": 4, "psi": 0.8,
 }  # fmt: skip
-COMPILED = [name for name in BACKENDS.names() if BACKENDS.load(name).runs == "graph"]
+COMPILED = list(dict.fromkeys(name for name, _ in graph_backends(("f32",))[0]))
 
 
 def images(gallery: Gallery) -> Pixels:

@@ -239,7 +239,7 @@ def test_engine(tmp_path: Path) -> None:
     assert (info["kind"], info["recognised_by"]) == ("tensorrt-engine", "content")
     assert info["built_by"] == "TensorRT 10.7.0.23"
     assert "manifest beside it would say more" in info["note"]
-    write_json(tmp_path / "model.json", manifest("engine", {"gpu": "some"}))
+    write_json(tmp_path / "model.engine.json", manifest("engine", {"gpu": "some"}))
     assert _inspect(path)["manifest"]["gpu"] == "some"
 
     renamed = tmp_path / "model.bin"

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -102,3 +103,19 @@ def test_an_opset_that_is_not_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="opset 5"):
         _trace(_Double(), tmp_path / "old.onnx", 5)
     assert not list(tmp_path.iterdir())
+
+
+class _PixelNorm(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents * torch.rsqrt(1e-8 + (latents.square().mean(dim=1, keepdim=True) + 1e-8))
+
+
+def test_the_epsilon_of_a_root_stays(tmp_path: Path) -> None:
+    # The exporter takes 1e-8 for 0: a pixel of zeros would become 0 * infinity.
+    model = _trace(_PixelNorm(), tmp_path / "norm.onnx")
+    assert [node.op_type for node in model.graph.node].count("Add") == 2
+    zeros = torch.zeros(2, 4)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"latents": zeros.numpy()})
+    assert (found == 0).all()
+    torch.testing.assert_close(_PixelNorm()(zeros), zeros)

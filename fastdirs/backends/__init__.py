@@ -133,6 +133,16 @@ class Backend:
 BACKENDS: Registry[Backend] = Registry("fastdirs.backends", "BACKEND", "backend")
 
 
+def engine_path(graph: Path, library: str) -> Path:
+    """Where the engine of a graph lies: `synthesis.f16.onnx` -> `synthesis.f16.tensorrt-rtx.engine`.
+
+    Args:
+        graph: ONNX file.
+        library: "tensorrt" or "tensorrt-rtx".
+    """
+    return graph.with_suffix(f".{library}.engine")
+
+
 def graph_backends(accepted: Collection[str]) -> tuple[list[tuple[str, str]], MissingDependencyError | None]:
     """Backend and precision of every installed runtime for graphs, and what is missing of the others.
 

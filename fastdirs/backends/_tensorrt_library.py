@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,11 +185,6 @@ def tail(log: Any) -> str:
     """The last errors that a logger heard, in one line."""
     said = [" ".join(text.split()) for severity, text in log.lines if severity != "WARNING"]
     return " | ".join(said[-_TAIL:]) or "it does not say why"
-
-
-def engine_path(graph: Path, library: str) -> Path:
-    """Where the engine of a graph lies: `synthesis.f16.onnx` -> `synthesis.f16.tensorrt-rtx.engine`."""
-    return graph.with_suffix(f".{library}.engine")
 
 
 def _fits(gpu: Gpu, rtx: Collection[str]) -> bool:

@@ -5,10 +5,10 @@ from pathlib import Path
 import onnx
 from filelock import FileLock
 
-from fastdirs.backends import Backend, Session
+from fastdirs.backends import Backend, Session, engine_path
 from fastdirs.backends._tensorrt_build import build
 from fastdirs.backends._tensorrt_fit import Facts, facts_of, manifest_path, read_fitting
-from fastdirs.backends._tensorrt_library import Gpu, engine_path, find_gpu, here, load
+from fastdirs.backends._tensorrt_library import Gpu, find_gpu, here, load
 from fastdirs.backends._tensorrt_run import TensorRtSession
 from fastdirs.errors import ArtifactError, BackendError, OutputError
 from fastdirs.manifest import Json, cache_dir, sha256_file, sha256_json

@@ -29,6 +29,9 @@ from fastdirs.cli._options import JSON, load_model, model_options
     show_default=True,
     help="Graphs to measure: f32 (which OpenVINO runs in bf16 as well), f16, bf16, int8.",
 )
+@click.option(
+    "--compile", "compiled", is_flag=True, help="Measure torch.compile, too: it takes a minute or more."
+)
 @model_options
 @JSON
 def bench(
@@ -36,6 +39,7 @@ def bench(
     batch: int | None,
     rounds: int,
     graphs: str,
+    compiled: bool,
     family: str | None,
     factory: str | None,
     options: dict[str, str],
@@ -61,7 +65,9 @@ def bench(
     batch = batch or usual_batch(generator.img_resolution).opt
     with progress_bar() as progress:
         named = [name.strip() for name in graphs.split(",") if name.strip()]
-        rows = measure(generator, batch, rounds, named, lambda done, total: progress("timing", done, total))
+        rows = measure(
+            generator, batch, rounds, named, compiled, lambda done, total: progress("timing", done, total)
+        )
     if as_json:
         show_json({**conditions(generator, batch), "rows": [asdict(row) for row in rows]})
         return

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
-from fastdirs.backends import Array
+from fastdirs.backends import Array, Kept
 from fastdirs.errors import BackendError
 from fastdirs.pairs import IdentitySampler
 from fastdirs.runtime import Runtime
@@ -49,7 +49,7 @@ class SingleImages:
         size = self.runtime.usual_batch
         counts: list[int] = []
 
-        def batches() -> Iterator[list[Array]]:
+        def batches() -> Iterator[list[Kept]]:
             left = iter(rows)
             while some := list(islice(left, size)):
                 counts.append(len(some))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fastdirs.backends import engine_path
 from fastdirs.backends._tensorrt_library import (
     Gpu,
-    engine_path,
     find_gpu,
     here,
     installed,

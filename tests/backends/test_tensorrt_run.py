@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS, Array, Session, _tensorrt_run
-from fastdirs.engines import build_engines, engine_path
+from fastdirs.backends import BACKENDS, Array, Session, _tensorrt_run, engine_path
+from fastdirs.engines import build_engines
 from fastdirs.errors import BackendError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import boundaries, part
