@@ -68,8 +68,13 @@ def typed(model: onnx.ModelProto, precision: Literal["f16", "bf16"]) -> onnx.Mod
     products = [node.op_type in _PRODUCTS for node in made.graph.node]
     if not any(map(and_, low, products)):
         raise BackendError(
-            f"No product on pictures would be in {precision}. Expected a convolution, which in bf16 cannot "
-            f"be a transposed one: choose lowering 'subpixel', or leave {precision} out."
+            f"Nothing of this graph would be multiplied in {precision}. Expected a convolution of pictures"
+            + (
+                ", other than a transposed one: choose lowering 'subpixel', or "
+                if precision == "bf16"
+                else ": "
+            )
+            + f"leave {precision} out."
         )
     _Writer(made, precision).write(low)
     try:

@@ -51,7 +51,7 @@ def export(
     \b
     Example:
       fastdirs export toy --out artifact
-      fastdirs export toy --precision f16 --to tensorrt-rtx --compute-capability 8.6,8.9,12.0 --out engines
+      fastdirs export toy --to tensorrt-rtx --compute-capability 8.6,8.9,12.0 --out engines
     """
     from fastdirs.artifact import Artifact
     from fastdirs.cli._console import note, progress_bar, show_json
