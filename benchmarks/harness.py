@@ -24,7 +24,7 @@ class Row:
 
     Attributes:
         name: What a user would call it.
-        precision: "f32" or "bf16".
+        precision: "f32", "bf16", "f16" or "int8".
         images_per_second: Median.
         low: Images per second at the slower quartile.
         high: Images per second at the faster quartile.

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from harness import load_results, short
 
+from fastdirs.backends import BACKENDS
+
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
@@ -54,7 +56,7 @@ def table(result: dict[str, Any]) -> str:
         speed = f"{row['images_per_second']:,.0f} | {row['low']:,.0f}-{row['high']:,.0f}"
         error = f"{row['error_mean']:.2g}, {row['error_max']:.2g}"
         lines.append(f"| {row['name']} | {row['precision']} | {speed} | {error} | {share} |")
-    return "\n".join([*lines, "", *_remarks(settings), ""])
+    return "\n".join([*lines, "", _remark(settings), ""])
 
 
 def _networks(result: dict[str, Any], place: str) -> str:
@@ -83,8 +85,23 @@ def _networks(result: dict[str, Any], place: str) -> str:
         export = "no export" if "export_seconds" not in facts else (
             f"exported in {facts['export_seconds']:.0f} s with {facts['export_peak_mib']:,} MiB at most"
         )  # fmt: skip
-        lines.append(f"- {name}: {size}, batch {facts['batch']}, {export}.")
+        lines.append(f"- {name}: {size}, batch {facts['batch']}, {export}.{_against_published(name, result)}")
     return "\n".join([*lines, "", _matrix_rates(settings), ""])
+
+
+def _against_published(network: str, result: dict[str, Any]) -> str:
+    """How the fastest compiled graph compares with the loop of the published scripts."""
+    speed = {
+        (row["name"].partition(": ")[2], row["precision"]): row["images_per_second"]
+        for row in result["rows"]
+        if row["name"].startswith(f"{network}: ") and not row["failure"]
+    }
+    published = speed.get(("published loop", "f32"))
+    compiled = {pair: rate for pair, rate in speed.items() if pair[0] in BACKENDS.names()}
+    if not published or not compiled:
+        return ""
+    name, precision = max(compiled, key=lambda pair: compiled[pair])
+    return f" {name} {precision}: {compiled[name, precision] / published:.1f}x the published loop."
 
 
 def _pairs(result: dict[str, Any], place: str) -> str:
@@ -202,15 +219,37 @@ def _matrix_rates(settings: dict[str, Any]) -> str:
     return f"Matrix product measured in the same run: {rates}."
 
 
-def _remarks(settings: dict[str, Any]) -> list[str]:
+def _remark(settings: dict[str, Any]) -> str:
     if "ratios" in settings:
-        ratios = ", ".join(f"{ratio}x {name}" for name, ratio in settings["ratios"].items())
-        return [f"Best ({settings['best']}): {ratios}. {_matrix_rates(settings)}"]
+        best, int8 = (
+            ", ".join(f"{ratio}x {name}" for name, ratio in settings[each].items())
+            for each in ("ratios", "ratios_int8")
+        )
+        return (
+            f"Best ({settings['best']}): {best}. For those who accept its error ({settings['best_int8']}): "
+            f"{int8}. {_matrix_rates(settings)}"
+        )
+    if "calibration_images" in settings:
+        return f"int8 calibrated on {settings['calibration_images']} latents. {_matrix_rates(settings)}"
+    if "evaluations" in settings:
+        run, whole = settings["evaluations"]
+        what = f"layers {settings['edited_layers']}, {settings['steps']} steps x {settings['directions']}"
+        return (
+            f"{settings['ratio']:.2f}x where what a seed's images share is computed once ({what} directions, "
+            f"{settings['seeds']} seeds, {settings['rendered']} images on {settings['backend']}): {run:,} of "
+            f"{whole:,} stage evaluations; largest difference: {settings['difference']:.2g} grey levels."
+        )
     if "share_of_raw" in settings:
         what = f"{settings['images']:,} images on {settings['backend']}"
-        return [f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({what})."]
+        return f"With files: {settings['share_of_raw']:.0%} of the raw runtime rate ({what})."
     first, *_, last = settings["resident_mib"]
-    return [f"Resident memory along the way, MiB: {first} ... {last}; growth {settings['growth_mib']} MiB."]
+    curve = settings["curve"]
+    shown = [curve[round(at * (len(curve) - 1) / 5)] for at in range(6)]
+    points = "; ".join(f"{images:,} in {seconds:.0f} s, {mib:,} MiB" for images, seconds, mib in shown)
+    return (
+        f"Resident memory along the way, MiB: {first} ... {last}; growth {settings['growth_mib']} MiB. "
+        f"Images, time, memory: {points}."
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from fastdirs.manifest import Json
 
 _MATRIX_SIZE = 2048
+_REST_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time candidates fairly on a noisy machine: one warm-up each, then in turns: a slow spell hits all.
 
+    Before each there is a short rest: the threads of the runtime before it wait busily for more work, and
+    would keep the cores from the next one.
+
     Args:
         candidates: Work by name; each call must end with the work done.
         rounds: Timings of each.
@@ -49,6 +53,7 @@ def alternate(
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds):
         for position, (name, work) in enumerate(candidates.items()):
+            time.sleep(_REST_S)
             start = time.perf_counter()
             work()
             taken[name].append((time.perf_counter() - start) * 1000)

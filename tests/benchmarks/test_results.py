@@ -25,10 +25,18 @@ TRAINING_ROW = {
 DIRECTIONS_ROW = {"name", "directions", "trains", "cosines", "seconds"}
 SETTINGS = {
     "traverse-raw": {
-        "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "best", "ratios",
+        "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "best", "ratios", "best_int8",
+        "ratios_int8",
     },
     "traverse-files": {"generator", "batch", "rounds", "images", "backend", "share_of_raw"},
-    "traverse-memory": {"generator", "batch", "images", "resident_mib", "growth_mib"},
+    "traverse-memory": {"generator", "batch", "images", "resident_mib", "growth_mib", "curve"},
+    "layers": {
+        "generator", "batch", "rounds", "backend", "edited_layers", "seeds", "directions", "steps",
+        "rendered", "evaluations", "difference", "ratio",
+    },
+    "int8": {
+        "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "calibration_images", "quantised",
+    },
     "families": {"rounds", "networks", "matrix_tflops"},
     "toy-directions": {
         "generator", "img_resolution", "attributes", "seeds", "steps", "threads", "chance",
@@ -86,7 +94,18 @@ def test_settings(path: Path) -> None:
         assert all(each["batch"] >= 1 for each in settings.get("networks", {"": settings}).values())
     if content["suite"] == "traverse-raw":
         assert f"{settings['best']}" in {f"{row['name']}, {row['precision']}" for row in content["rows"]}
-        assert all(ratio > 0 for ratio in settings["ratios"].values())
+        assert all(ratio > 0 for name in ("ratios", "ratios_int8") for ratio in settings[name].values())
+    if content["suite"] == "traverse-memory":
+        images, seconds, mib = zip(*settings["curve"], strict=True)
+        # Linear in images: no part of the way is slower than half the mean rate; and flat in memory.
+        rates = [
+            (b - a) / (t - s) for a, b, s, t in zip(images, images[1:], seconds, seconds[1:], strict=False)
+        ]
+        assert min(rates) > 0.5 * images[-1] / seconds[-1]
+        assert max(mib) - min(mib[len(mib) // 4 :]) < 64
+    if content["suite"] == "layers":
+        assert settings["ratio"] > 1
+        assert settings["evaluations"][0] < settings["evaluations"][1]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +141,7 @@ def test_rows(path: Path) -> None:
         if row["failure"] is not None:
             assert row["failure"].strip()
             continue
-        assert row["precision"] in ("f32", "bf16")
+        assert row["precision"] in ("f32", "bf16", "f16", "int8")
         assert 0 < row["low"] <= row["images_per_second"] <= row["high"] < math.inf
         assert 0 <= row["error_mean"] <= row["error_max"] <= 255
         # Operations are counted in the network as it was published; graphs of this form need 4 of 9 of them.
