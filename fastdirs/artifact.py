@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fastdirs.errors import ArtifactError
-from fastdirs.manifest import Json, read_json, sha256_file
+from fastdirs.manifest import Json, read_json, sha256_file, sha256_json
 from fastdirs.recipe import Tolerance
 
 KIND = "artifact"
@@ -87,8 +87,10 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Hash of the synthesis graph."""
-        return str(self.content["files"][SYNTHESIS])
+        """Hash of everything that images are made with: the graphs in all precisions, and the mapping."""
+        names = [path.name for path in self.graphs.values()]
+        files = {name: self.content["files"].get(name) for name in (*names, MAPPING)}
+        return sha256_json(files)
 
     def reference(self) -> Reference:
         """The reference images.
@@ -134,8 +136,14 @@ def open_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(
             f"{folder / MANIFEST} says nothing of {missing[0] if missing else SYNTHESIS}. Export again."
         )
+    artifact = Artifact(folder, content)
+    unknown = [path.name for path in artifact.graphs.values() if path.name not in content["files"]]
+    if unknown or "f32" not in artifact.graphs:
+        raise ArtifactError(
+            f"{folder / MANIFEST} has no hash of {(unknown or [SYNTHESIS])[0]}. Export again."
+        )
     check_files(folder, content["files"])
-    return Artifact(folder, content)
+    return artifact
 
 
 def check_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,11 @@ from fastdirs.graphs import SynthesisGraph, synthesis_inputs
 from fastdirs.machine import Timing, alternate, describe_machine, resident_mib
 from fastdirs.manifest import Json, environment
 from fastdirs.parity import Parity, measure
-from fastdirs.recipe import Batch, Graph, Recipe, usual_accept, usual_batch
+from fastdirs.recipe import Batch, Graph, Recipe, Tolerance, usual_accept, usual_batch
 from fastdirs.throughput import time_sessions
+
+# The error is what is measured here, and no reason to measure nothing.
+_ANY = Tolerance(mean=1e9, max=1e9, psnr=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,8 @@ def bench(
     Returns:
         A row for each backend and precision, fastest first; one that cannot run says why.
     """
+    # A mistake is said, and not measured.
+    usual_accept(graphs)
     batch_size = batch_size or usual_batch(generator.img_resolution).opt
     inputs = synthesis_inputs(generator, range(batch_size))
     batch = Batch(opt=batch_size, max=max(2, batch_size))
@@ -97,12 +103,15 @@ def bench(
                 continue
             for precision, source in sources.items():
                 try:
-                    before = resident_mib()
-                    session = backend.open(source, precision, True, batch)
-                    parity = measure(session, reference.inputs, reference.images, (1, batch_size))
-                    facts[name, precision] = (parity, resident_mib() - before)
-                    alone[f"{name} {precision}"] = backend.open(source, precision, False, batch)
-                    sessions[name, precision] = session
+                    with ExitStack() as failed:
+                        before = resident_mib()
+                        session = backend.open(source, precision, True, batch)
+                        failed.callback(session.close)
+                        parity = measure(session, reference.inputs, reference.images, (1, batch_size))
+                        facts[name, precision] = (parity, resident_mib() - before)
+                        alone[f"{name} {precision}"] = backend.open(source, precision, False, batch)
+                        sessions[name, precision] = session
+                        failed.pop_all()
                 except FastdirsError as error:
                     rows.append(Row(backend=name, precision=precision, failure=str(error)))
         named = {" ".join(pair): session for pair, session in sessions.items()}
@@ -150,7 +159,7 @@ def _exported(
         recipe = Recipe(
             generator=generator.provenance.name, batch=Batch(opt=batch_size, max=max(2, batch_size)),
             graph=Graph(precisions=("f32", *(each for each in graphs if each != "f32"))),
-            accept=usual_accept(graphs),
+            accept=dict.fromkeys(usual_accept(graphs), _ANY),
         )  # fmt: skip
         return export_generator(generator, folder / "artifact", recipe)
     except FastdirsError as error:

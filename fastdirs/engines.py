@@ -9,6 +9,19 @@ from fastdirs.manifest import Json
 from fastdirs.recipe import Batch, Engine
 
 
+def check_engine(engine: Engine) -> None:
+    """Whether this machine could build what is asked for, before hours of other work.
+
+    Raises:
+        BackendError: It lacks a driver, or cannot build for one of these GPUs.
+        MissingDependencyError: The library is not installed.
+    """
+    if engine.to != "onnx":
+        targets = BACKENDS.load("trt").targets
+        assert targets is not None
+        targets(engine)
+
+
 def build_engines(
     folder: Path,
     graphs: Mapping[str, Path],

@@ -57,6 +57,10 @@ class BackendError(FastdirsError):
     """A runtime that cannot do what was asked of it on this machine."""
 
 
+class PrecisionError(BackendError):
+    """A graph of which a runtime would compute nothing in the precision that was asked for."""
+
+
 class DownloadError(FastdirsError):
     """A zoo entry that could not be fetched, or whose content is not what the zoo says."""
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact, Reference
 from fastdirs.backends import BACKENDS, Array, open_all
-from fastdirs.engines import build_engines
+from fastdirs.engines import build_engines, check_engine
 from fastdirs.errors import ContractError, RecipeError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import mark_boundaries
@@ -27,11 +27,12 @@ from fastdirs.machine import describe_machine
 from fastdirs.manifest import Json, atomic_folder, manifest, sha256_file, write_bytes, write_json
 from fastdirs.parity import compare, measure, require
 from fastdirs.quantization import quantize
-from fastdirs.recipe import DEFAULT_ACCEPT, Recipe, usual_batch
+from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Recipe, usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.throughput import time_sessions
 from fastdirs.tracing import opset_of, trace
 from fastdirs.verification import Report, available, verify
+from fastdirs.worst_image import save_worst_image, side_by_side
 
 # Values of images that are kept beside the graphs, and that torch renders at most to verify them.
 _REFERENCE_VALUES = 2**21
@@ -41,7 +42,6 @@ _ROUNDS = 3
 # Latents that int8 ranges are taken from, of other seeds than it is verified with.
 _CALIBRATED = 128
 _CALIBRATION_SEED = 1_000_000
-_TYPED: dict[str, Literal["f16", "bf16"]] = {"f16": "f16", "bf16": "bf16"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -98,8 +98,11 @@ def export_generator(
         )
     pairs = available(recipe)
     out = Path(out)
-    picture = out.with_name(f"{out.name}.failed.png")
+    check_engine(recipe.engine)
     with atomic_folder(out, MANIFEST, KIND, force) as folder:
+        picture = out.resolve().with_name(f"{out.resolve().name}.failed.png")
+        # An earlier attempt's.
+        picture.unlink(missing_ok=True)
         graphs = _trace_forms(generator, recipe, folder, report)
         values = generator.img_channels * generator.img_resolution**2
         reference = make_reference(generator, max(2, min(recipe.batch.max, _VERIFIED_VALUES // values)))
@@ -111,7 +114,7 @@ def export_generator(
         verified = verify(written, recipe, pairs, reference, picture, report)
         files = [*(path.name for path in written.values()), REFERENCE]
         if generator.has_mapping:
-            _write_mapping(generator, recipe, folder, pairs, report)
+            _write_mapping(generator, recipe, folder, pairs, picture, report)
             files.append(MAPPING)
         engines: dict[str, Json] = {}
         if recipe.engine.to != "onnx":
@@ -142,8 +145,6 @@ def export_generator(
         }
         content = manifest(KIND, content)
         write_json(folder / MANIFEST, content)
-    # An earlier attempt's.
-    picture.unlink(missing_ok=True)
     return Artifact(out, content)
 
 
@@ -243,7 +244,7 @@ def _fastest(
         return next(iter(graphs))
     sessions = {}
     for form, path in graphs.items():
-        for (backend, precision), session in open_all(pairs, {"f32": path}, True).items():
+        for (backend, precision), session in open_all(pairs, {"f32": path}, True, recipe.batch).items():
             parity = measure(session, reference.inputs, reference.images, (recipe.batch.opt,))
             if parity.within(recipe.accept[precision]):
                 sessions[f"{form} / {backend} {precision}"] = session
@@ -279,15 +280,20 @@ def _write_precisions(
             batches = (synthesis_inputs(generator, each) for each in chunks)
             # TensorRT takes no zero point.
             quantised = quantize(written["f32"], path, batches, symmetric=recipe.engine.to != "onnx")
-        elif precision in _TYPED:
+        elif precision != "f32":
             report(f"writing {precision}")
-            write_bytes(path, typed(onnx.load(str(written["f32"])), _TYPED[precision]).SerializeToString())
+            write_bytes(path, typed(onnx.load(str(written["f32"])), precision).SerializeToString())
         written[precision] = path if precision != "f32" else written["f32"]
     return written, quantised
 
 
 def _write_mapping(
-    generator: Generator, recipe: Recipe, folder: Path, pairs: Sequence[tuple[str, str]], report: Report
+    generator: Generator,
+    recipe: Recipe,
+    folder: Path,
+    pairs: Sequence[tuple[str, str]],
+    picture: Path,
+    report: Report,
 ) -> None:
     """Trace the mapping, and verify what it does to the pictures: latents have no grey levels.
 
@@ -306,17 +312,20 @@ def _write_mapping(
     rows = np.concatenate([np.arange(size) for size in _MAPPING_BATCHES])
     sizes = np.repeat(_MAPPING_BATCHES, _MAPPING_BATCHES)
     for backend in dict.fromkeys(name for name, _ in pairs):
-        session = BACKENDS.load(backend).open(path, "f32", False)
+        session = BACKENDS.load(backend).open(path, "f32", False, Batch(opt=count, max=count))
         runs = [[*(each[:size].numpy() for each in batch), psi.numpy()] for size in _MAPPING_BATCHES]
         found = np.concatenate([session.run(inputs) for inputs in runs])
+        session.close()
         worst = int(np.abs(found - wanted[rows]).max(axis=(1, 2)).argmax())
         weights = generator.class_weights(classes, count, "synthesis")
         c = [] if weights is None else [weights[rows[[worst, worst]]].numpy()]
         images = _torch_images(generator, [np.stack([found[worst], wanted[rows[worst]]]), *c])
         parity = compare(images[:1], images[1:])
-        what = f"{MAPPING} on {backend} at batch {sizes[worst]}"
-        require(parity, recipe.accept.get("f32", DEFAULT_ACCEPT["f32"]), what)
-        session.close()
+        tolerance = recipe.accept.get("f32", DEFAULT_ACCEPT["f32"])
+        said = f"{MAPPING} on {backend} at batch {sizes[worst]}"
+        if not parity.within(tolerance):
+            said = f"{save_worst_image(side_by_side(*images), picture)} {said}"
+        require(parity, tolerance, said)
         report(f"{MAPPING} on {backend}: {parity}: accepted")
 
 

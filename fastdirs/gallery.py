@@ -19,11 +19,11 @@ from fastdirs.directions import DirectionBank
 from fastdirs.errors import ContractError, OutputError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
-from fastdirs.latents import sample_z
+from fastdirs.latents import check_class, sample_z
 from fastdirs.manifest import Json, manifest, write_bytes, write_json
 from fastdirs.recipe import usual_batch
 from fastdirs.registry import unknown_name
-from fastdirs.runtime import Runtime, check_class, open_runtime
+from fastdirs.runtime import Runtime, open_runtime
 from fastdirs.selection import AUTO
 from fastdirs.throughput import stream, time_sessions
 from fastdirs.traversal import Plan, Portion, Strip, portions
@@ -69,8 +69,8 @@ def traverse(
 ) -> Gallery:
     """Render seeds x directions x epsilons into a folder.
 
-    What a seed's images share is computed once: the unshifted image, and the stages of the generator before
-    the first one that a direction touches.
+    What a seed's images share is computed once where that saves work: the stages of the generator before the
+    first one that the directions touch.
     A run that was killed continues when it is called again in the same way, and ends with the same bytes.
 
     Args:
@@ -87,7 +87,7 @@ def traverse(
         image_format: "jpg", "png" or "webp".
         writers: Registered names of what to write.
         backend: Registered name, or "auto".
-        precision: "f32", "bf16", or None for the fastest that is accepted.
+        precision: "f32", "bf16", "f16", "int8", or None for the fastest that is accepted.
         batch_size: Images rendered at a time; None takes the usual one, 0 measures which is best here.
         force: Replace an earlier traversal in this folder.
         progress: Called with what is going on, images (or files) done, and how many in all.
@@ -178,6 +178,7 @@ def traverse(
         planned = portions(
             replace(plan, batch_size=size),
             lambda direction: runtime.first_stage(bank.edited_layers(direction)),
+            len(runtime.reads),
         )
         if earlier is not None and as_json(runtime.describe()) != earlier["runtime"]:
             raise OutputError(

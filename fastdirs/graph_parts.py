@@ -93,6 +93,8 @@ def part(
         SelectionError: No such stage, or nothing is computed before it.
     """
     states = boundaries(model)
+    if end is not None and begin >= end:
+        raise SelectionError(f"Stages {begin} to before {end} are none. Expected an end beyond the begin.")
     for stage in (begin or None, end):
         if stage is not None and (not 0 < stage <= len(states) or not states[stage - 1]):
             raise SelectionError(

@@ -14,7 +14,6 @@ Casts stand where the two meet, one for each tensor.
 from collections import defaultdict
 from collections.abc import Iterator
 from operator import and_
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -23,6 +22,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference, version_con
 from fastdirs.errors import BackendError
 
 _TYPES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+TYPED = tuple(_TYPES)
+"""Precisions that a graph may say itself."""
 # The first operator set whose convolutions take bf16.
 _BF16_OPSET = 22
 
@@ -44,7 +45,7 @@ _ELEMENTWISE = {
 _MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "DepthToSpace", "Slice", "Identity"}
 
 
-def typed(model: onnx.ModelProto, precision: Literal["f16", "bf16"]) -> onnx.ModelProto:
+def typed(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     """A copy whose work on pictures is in low precision.
 
     Inputs and `images` stay float32. The tensors between stages keep their names, and are of low precision

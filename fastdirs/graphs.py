@@ -80,10 +80,9 @@ class PartGraph(nn.Module):
 
     def __init__(self, generator: Generator, begin: int = 0, end: int | None = None) -> None:
         super().__init__()
-        self.generator = generator
+        self.stages = generator.stages[begin:end]
         self.class_read = generator.class_in == "synthesis"
         self.begin = begin
-        self.end = len(generator.stages) if end is None else end
         # A state of one tensor may be a tuple of one: its stage knows, and is asked once.
         state: State = None
         with torch.inference_mode():
@@ -102,7 +101,7 @@ class PartGraph(nn.Module):
         state: State = c
         if self.begin:
             state = tensors if self.tupled else tensors[0]
-        for stage in self.generator.stages[self.begin : self.end]:
+        for stage in self.stages:
             state = stage(state, latents)
         assert state is not None
         return (state,) if isinstance(state, Tensor) else state

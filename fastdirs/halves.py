@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import onnx
 
 from fastdirs.backends import Array, Kept, Session
-from fastdirs.errors import SelectionError
+from fastdirs.errors import PrecisionError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import boundaries, part
-from fastdirs.graphs import PartGraph, SynthesisGraph
+from fastdirs.graphs import PartGraph
 
 
 class Halves:
@@ -20,21 +21,22 @@ class Halves:
 
     Attributes:
         stage: The first stage of the second half; 0 leaves the first half empty.
+        prefix: The first half: inputs of the whole -> the state; None where it is empty.
         suffix: The second half: what `inputs` gives -> images, or pixels.
+
+    Args:
+        reads: Which inputs each half takes.
+        borrowed: Whether the session belongs to another, who closes it.
     """
 
-    def __init__(self, stage: int, prefix: Session | None, suffix: Session, reads: "Reads") -> None:
+    def __init__(
+        self, stage: int, prefix: Session | None, suffix: Session, reads: "Reads", borrowed: bool = False
+    ) -> None:
         self.stage = stage
+        self.prefix = prefix
         self.suffix = suffix
-        self._prefix = prefix
         self._reads = reads
-
-    @classmethod
-    def whole(cls, session: Session) -> "Halves":
-        """A session that is not cut, and that belongs to another, who closes it."""
-        halves = cls(0, None, session, Reads())
-        halves.close = lambda: None  # type: ignore[method-assign]
-        return halves
+        self._borrowed = borrowed
 
     def state(self, inputs: Sequence[Kept]) -> list[Kept]:
         """The state before the cut, left where it was computed.
@@ -46,7 +48,7 @@ class Halves:
         Returns:
             Its tensors, `[batch, ...]` each; none where the first half is empty.
         """
-        return [] if self._prefix is None else self._prefix.run_kept(self._reads.of_prefix(inputs))
+        return [] if self.prefix is None else self.prefix.run_kept(self._reads.of_prefix(inputs))
 
     def inputs(self, inputs: Sequence[Kept], state: Sequence[Kept]) -> list[Kept]:
         """What the second half takes, for the inputs of the whole and the state, row by row."""
@@ -58,8 +60,8 @@ class Halves:
 
     def close(self) -> None:
         """Free both. May be called twice."""
-        for session in (self._prefix, self.suffix):
-            if session is not None:
+        for session in (self.prefix, self.suffix):
+            if session is not None and not self._borrowed:
                 session.close()
 
     def __enter__(self) -> "Halves":
@@ -123,47 +125,84 @@ class _Joined(Session):
 
 
 def open_halves(
-    source: Path | Generator, stage: int, open_part: Callable[[Any], Session], pixels: bool = False
+    source: Path | Generator,
+    stage: int,
+    precision: str,
+    open_part: Callable[[Any, str], Session],
+    pixels: bool = False,
 ) -> Halves:
     """Cut a synthesis and open both halves.
 
+    A runtime refuses a graph of which it would compute nothing in the precision asked for. Where that is one
+    half alone, this half is opened in float32: in the whole graph these layers run so, too.
+
     Args:
         source: ONNX file of the whole synthesis, or a generator.
-        stage: Where to cut; 0 keeps it whole.
-        open_part: Opens an ONNX file, or a module.
+        stage: Where to cut; 0 keeps a graph whole.
+        precision: Arithmetic to compute in.
+        open_part: Opens an ONNX file, or a module, in a precision.
         pixels: A graph ends in uint8 `[batch, height, width, channels]`.
 
     Raises:
         SelectionError: The synthesis cannot be cut there.
         BackendError: The runtime refuses a half.
     """
+
+    def opened(half: Any) -> Session:
+        try:
+            return open_part(half, precision)
+        except PrecisionError:
+            if not stage:
+                raise
+            return open_part(half, "f32")
+
     if isinstance(source, Generator):
-        if stage not in range(len(source.stages)):
+        if stage not in range(1, len(source.stages)):
             raise SelectionError(
                 f"{source.provenance.name} cannot be cut before stage {stage}. It has {len(source.stages)} "
                 "stages."
             )
-        prefix = open_part(PartGraph(source, 0, stage)) if stage else None
-        return Halves(
-            stage, prefix, open_part(PartGraph(source, stage) if stage else SynthesisGraph(source)), Reads()
+        return _both(
+            stage, lambda: opened(PartGraph(source, 0, stage)), lambda: opened(PartGraph(source, stage))
         )
     model = onnx.load(str(source))
-    suffix = part(model, stage, pixels=pixels)
+    after = part(model, stage, pixels=pixels)
     names = [value.name for value in model.graph.input]
     with tempfile.TemporaryDirectory(prefix="fastdirs-halves-") as folder:
 
-        def opened(half: onnx.ModelProto, name: str) -> Session:
-            onnx.save(half, str(Path(folder) / name))
-            return open_part(Path(folder) / name)
+        def written(half: onnx.ModelProto, name: str) -> Path:
+            path = Path(folder) / name
+            onnx.save(half, str(path))
+            return path
 
         if not stage:
-            reads = Reads(names, (), (), [value.name for value in suffix.graph.input])
-            return Halves(0, None, opened(suffix, "suffix.onnx"), reads)
+            reads = Reads(names, (), (), [value.name for value in after.graph.input])
+            return Halves(0, None, opened(written(after, "suffix.onnx")), reads)
         before = part(model, 0, stage)
         reads = Reads(
             names,
             boundaries(model)[stage - 1],
             [value.name for value in before.graph.input],
-            [value.name for value in suffix.graph.input],
+            [value.name for value in after.graph.input],
         )
-        return Halves(stage, opened(before, "prefix.onnx"), opened(suffix, "suffix.onnx"), reads)
+        return _both(
+            stage,
+            lambda: opened(written(before, "prefix.onnx")),
+            lambda: opened(written(after, "suffix.onnx")),
+            reads,
+        )
+
+
+def _both(
+    stage: int,
+    open_prefix: Callable[[], Session],
+    open_suffix: Callable[[], Session],
+    reads: Reads | None = None,
+) -> Halves:
+    """Both halves, or neither: what was opened is closed if the other is refused."""
+    with ExitStack() as opened:
+        prefix = open_prefix()
+        opened.callback(prefix.close)
+        halves = Halves(stage, prefix, open_suffix(), reads or Reads())
+        opened.pop_all()
+    return halves

@@ -1,14 +1,15 @@
 """Seeds to z, classes, truncation, and the number lists of the command line (seeds, layers, epsilons)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdirs.errors import SelectionError, check_shape
+from fastdirs.errors import ContractError, SelectionError, check_shape
 
 MAX_SEED = 2**32 - 1
 MAX_EPSILON = 1000.0
@@ -83,6 +84,26 @@ def class_weights(c: int | Tensor | NDArray[np.generic], count: int, c_dim: int)
     if wrong:
         raise SelectionError(f"There is no class {wrong[0]}. Classes run from 0 to {c_dim - 1}.")
     return torch.nn.functional.one_hot(index.long(), c_dim).float()
+
+
+def check_class(generator: Mapping[str, Any], c: int | None) -> None:
+    """Whether a class, or none, is what a generator needs to make images.
+
+    Args:
+        generator: Its identity.
+        c: The class.
+
+    Raises:
+        ContractError: A class for an unconditional generator, or none for a conditional one.
+        SelectionError: A class out of range.
+    """
+    name, c_dim = generator["name"], int(generator.get("c_dim", 0))
+    if c is not None and not c_dim:
+        raise ContractError(f"{name} takes no class. Leave it out.")
+    if c is None and c_dim:
+        raise ContractError(f"{name} needs a class. Name one from 0 to {c_dim - 1}.")
+    if c is not None:
+        class_weights(c, 1, c_dim)
 
 
 def psi_per_layer(psi: float, cutoff: int | None, num_layers: int, truncation_rows: int = 0) -> Tensor:

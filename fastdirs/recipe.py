@@ -1,5 +1,6 @@
 """What an export is asked to make: frozen dataclasses read from TOML, where an unknown key is an error."""
 
+import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -52,6 +53,14 @@ class Engine:
     def __post_init__(self) -> None:
         if self.to not in TARGETS:
             raise RecipeError(f"[engine]: {unknown_name('target', self.to, TARGETS)}")
+        if self.to == "onnx" and self.compute_capability:
+            raise RecipeError(
+                f"[engine]: compute_capability is {', '.join(self.compute_capability)}, but no engine is "
+                'built without a GPU library. Say which: to = "tensorrt-rtx" (--to tensorrt-rtx).'
+            )
+        for capability in self.compute_capability:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise RecipeError(f"[engine]: {capability!r} is no compute capability. Expected such as 8.9.")
         if not 0 <= self.optimization_level <= 5:
             raise RecipeError(f"[engine]: optimization_level is {self.optimization_level}. Expected 0 to 5.")
 
@@ -140,7 +149,6 @@ class Recipe:
 
     Raises:
         RecipeError: A batch size or a requirement that cannot be.
-        UnknownNameError: No such lowering form.
     """
 
     generator: str
@@ -191,9 +199,6 @@ def load_recipe(path: Path) -> Recipe:
     accept = content.pop("accept", None)
     required = content.pop("required", None)
     values = _checked(Recipe, content, str(path), {"accept", "required"})
-    for name, kind in (("graph", Graph), ("batch", Batch), ("engine", Engine)):
-        if name in values:
-            values[name] = kind(**_checked(kind, values[name], f"{path} [{name}]"))
     if accept is not None:
         if not isinstance(accept, dict):
             raise RecipeError(f"{path}: accept is {accept!r}. Expected tables such as [accept.f32].")
@@ -206,6 +211,9 @@ def load_recipe(path: Path) -> Recipe:
             raise RecipeError(f"{path}: required is {required!r}. Expected a list such as ['f32'].")
         values["required"] = tuple(required)
     try:
+        for name, kind in (("graph", Graph), ("batch", Batch), ("engine", Engine)):
+            if name in values:
+                values[name] = kind(**_checked(kind, values[name], f"[{name}]"))
         return Recipe(**values)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error

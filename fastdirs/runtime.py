@@ -1,6 +1,7 @@
 """Opening an artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastdirs.artifact import Artifact, open_artifact
-from fastdirs.backends import BACKENDS, Array, Kept, Session
+from fastdirs.backends import BACKENDS, Array, Kept, Session, engine_path
 from fastdirs.errors import (
     BackendError,
     ContractError,
@@ -21,12 +22,12 @@ from fastdirs.errors import (
 )
 from fastdirs.generators import Classes, Generator
 from fastdirs.graphs import SynthesisGraph
-from fastdirs.halves import Halves, open_halves
+from fastdirs.halves import Halves, Reads, open_halves
 from fastdirs.latents import class_weights, psi_per_layer, sample_z
 from fastdirs.latents_of_z import LatentsOfZ
 from fastdirs.manifest import Json
 from fastdirs.parity import Parity, measure, require
-from fastdirs.recipe import Batch, usual_batch
+from fastdirs.recipe import TARGETS, Batch, usual_batch
 from fastdirs.selection import AUTO, check_precision, measure_backends
 from fastdirs.throughput import stream
 from fastdirs.traversal import LatentsOf
@@ -59,8 +60,9 @@ class Runtime:
         parity: Parity | None,
         max_batch: int | None,
         usual_batch: int,
-        reads: Sequence[Sequence[int]] = (),
-        halve: Callable[[int, int], Halves] | None = None,
+        reads: Sequence[Sequence[int]],
+        halve: Callable[[int, int], Halves],
+        ends_in_pixels: bool = False,
     ) -> None:
         self.generator = generator
         self.backend = backend
@@ -74,6 +76,7 @@ class Runtime:
         self.session = synthesis
         self.reads = reads
         self._halve = halve
+        self._ends_in_pixels = ends_in_pixels
         self._latents_of_z = latents_of_z
         self._closed = False
 
@@ -208,7 +211,9 @@ class Runtime:
         return min(touched, default=max(len(self.reads) - 1, 0))
 
     def halves(self, stage: int, batch_size: int) -> Halves:
-        """The synthesis cut before a stage, on the same backend and precision; compared with torch first.
+        """The synthesis cut before a stage, on the same backend and precision.
+
+        Of an artefact the halves are compared with torch first, at batch 1, 2 and `batch_size`.
 
         Args:
             stage: Where to cut; 0 keeps it whole.
@@ -220,9 +225,8 @@ class Runtime:
             SelectionError: The synthesis has no such stage.
         """
         self._check_open()
-        if self._halve is None or (not stage and self.session.device == "cpu"):
-            # On CPUs pixels are made beside the runtime; only a GPU gains by less to copy.
-            return Halves.whole(self.session)
+        if not stage and not self._ends_in_pixels:
+            return Halves(0, None, self.session, Reads(), borrowed=True)
         return self._halve(stage, batch_size)
 
     def describe(self) -> Json:
@@ -264,26 +268,6 @@ class Runtime:
         return np.ascontiguousarray(weights) if reads else None
 
 
-def check_class(generator: Json, c: int | None) -> None:
-    """Whether a class, or none, is what a generator needs to make images.
-
-    Args:
-        generator: Its identity.
-        c: The class.
-
-    Raises:
-        ContractError: A class for an unconditional generator, or none for a conditional one.
-        SelectionError: A class out of range.
-    """
-    name, c_dim = generator["name"], int(generator.get("c_dim", 0))
-    if c is not None and not c_dim:
-        raise ContractError(f"{name} takes no class. Leave it out.")
-    if c is None and c_dim:
-        raise ContractError(f"{name} needs a class. Name one from 0 to {c_dim - 1}.")
-    if c is not None:
-        class_weights(c, 1, c_dim)
-
-
 def open_runtime(
     source: Artifact | Generator | str | Path,
     backend: str = AUTO,
@@ -297,7 +281,7 @@ def open_runtime(
         source: An artefact, its folder, or a generator.
         backend: Registered name, or "auto" for the fastest whose error is accepted, by a short measurement
             that is kept for this machine, these library versions and this artefact.
-        precision: "f32" or "bf16"; None leaves it to the measurement.
+        precision: "f32", "bf16", "f16" or "int8"; None leaves it to the measurement.
         batch_size: The batch to measure at; None takes the recipe's usual one.
         streaming: Many batches will be streamed, so throughput matters more than the latency of one.
 
@@ -328,35 +312,43 @@ def open_runtime(
     graph = artifact.graphs[plugin.graph_of(best.precision)]
     largest = int(artifact.content["batch"]["max"])
 
-    def opened(path: Path) -> Session:
-        return plugin.open(path, best.precision, streaming, Batch(opt=usual, max=largest))
-
-    synthesis = opened(graph)
-    on_gpu = synthesis.device != "cpu"
+    sizes_run = Batch(opt=usual, max=largest)
+    synthesis = plugin.open(graph, best.precision, streaming, sizes_run)
+    # On CPUs pixels are made beside the runtime; only a GPU gains by less to copy. An engine that was built
+    # ahead of time is of the whole graph, and is used as it is.
+    ahead = any(engine_path(graph, library).is_file() for library in TARGETS)
+    pixels = synthesis.device != "cpu" and not ahead
 
     def halve(stage: int, size: int) -> Halves:
-        halves = open_halves(graph, stage, opened, pixels=on_gpu)
-        reference, tolerance = artifact.reference(), artifact.accept[best.precision]
-        if on_gpu:
-            # The smallest difference may carry a pixel over to the next grey level.
-            tolerance = replace(tolerance, max=max(tolerance.max, 1.0))
-        sizes = sorted({1, min(2, size), size})
-        parity = measure(halves.joined(), reference.inputs, reference.images, sizes)
-        require(parity, tolerance, f"{graph.name} cut before stage {stage} on {best.backend}")
+        opened = partial(plugin.open, streaming=streaming, batch=sizes_run)
+        halves = open_halves(graph, stage, best.precision, opened, pixels)
+        with ExitStack() as refused:
+            refused.callback(halves.close)
+            reference, tolerance = artifact.reference(), artifact.accept[best.precision]
+            if pixels:
+                # The smallest difference may carry a pixel over to the next grey level.
+                tolerance = replace(tolerance, max=max(tolerance.max, 1.0), psnr=min(tolerance.psnr, 50.0))
+            sizes = sorted({1, min(2, size), size})
+            parity = measure(halves.joined(), reference.inputs, reference.images, sizes)
+            require(parity, tolerance, f"{graph.name} cut before stage {stage} on {best.backend}")
+            refused.pop_all()
         return halves
 
     return Runtime(
         generator=artifact.generator,
         backend=best.backend,
         synthesis=synthesis,
-        latents_of_z=LatentsOfZ(plugin.open(mapping, "f32", False) if mapping else artifact.generator),
+        latents_of_z=LatentsOfZ(
+            plugin.open(mapping, "f32", False, sizes_run) if mapping else artifact.generator
+        ),
         reason=reason,
         parity=best.parity,
         max_batch=largest,
         usual_batch=usual,
         # Artefacts of earlier versions do not say.
-        reads=artifact.content["graph"].get("reads", ()),
+        reads=artifact.content.get("graph", {}).get("reads", ()),
         halve=halve,
+        ends_in_pixels=pixels,
     )
 
 
@@ -388,5 +380,5 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
         max_batch=None,
         usual_batch=min(16, usual_batch(generator.img_resolution).opt),
         reads=generator.reads,
-        halve=lambda stage, size: open_halves(generator, stage, partial(plugin.open, precision=wanted)),
+        halve=lambda stage, size: open_halves(generator, stage, wanted, plugin.open),
     )

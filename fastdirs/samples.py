@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from fastdirs.backends import Array, Kept
 from fastdirs.errors import ContractError, SelectionError, check_shape
-from fastdirs.latents import class_weights, sample_classes, sample_z
+from fastdirs.latents import check_class, class_weights, sample_classes, sample_z
 from fastdirs.manifest import Json, sha256_file
-from fastdirs.runtime import Runtime, check_class
+from fastdirs.runtime import Runtime
 
 Chosen = int | Sequence[int] | Literal["random"] | None
 """One class for all images, several that they take in turn, one by seed ("random"), or None."""

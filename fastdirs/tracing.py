@@ -85,19 +85,20 @@ def trace(
 class _KeepEpsilons(TorchFunctionMode):
     """Keeps the 1e-8 that guards a root or a quotient from zero: the exporter takes it for 0, and drops it.
 
-    It compares with a tolerance of 1e-8, so that what is just above stays. (It drops what is smaller, too; a
-    value that does nothing next to 1e-8 is lifted to it.)
+    It compares numbers with a tolerance of 1e-8, but no arrays. So a small number becomes an array of one.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in _SUMS:
-            args = tuple(_KEPT if isinstance(each, float) and 0 < each <= 1e-8 else each for each in args)
+        if func in _SUMS and any(isinstance(each, Tensor) and each.ndim for each in args):
+            args = tuple(
+                torch.full((1,), each) if isinstance(each, float) and 0 < abs(each) <= 1e-8 else each
+                for each in args
+            )
         return func(*args, **(kwargs or {}))
 
 
-_KEPT = 1.000001e-8
 _SUMS = (torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__radd__)
 
 

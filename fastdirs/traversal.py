@@ -41,7 +41,7 @@ class Strip:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Seeds x directions x epsilons, without rendering anything twice.
+    """Seeds x directions x epsilons, without rendering anything twice within it.
 
     Images are ordered by seed; a seed's unshifted image comes first, rendered once for all its directions.
     Every batch has the same size: the last one is filled up with copies of its last row.
@@ -207,31 +207,43 @@ class Portion:
     plan: Plan
 
     def evaluations(self, num_stages: int) -> int:
-        """How many times a stage is run, for an image or a seed."""
-        return self.plan.num_rendered * (num_stages - self.stage) + len(self.plan.seeds) * self.stage
+        """How many times a stage is run, for an image or a seed; seeds that fill up a batch count, too."""
+        chunks = -(-len(self.plan.seeds) // self.plan.seeds_at_once)
+        return (
+            self.plan.num_rendered * (num_stages - self.stage) + chunks * self.plan.seeds_at_once * self.stage
+        )
 
 
-def portions(plan: Plan, stage_of: Callable[[int], int]) -> list[Portion]:
+def portions(plan: Plan, stage_of: Callable[[int], int], num_stages: int) -> list[Portion]:
     """A plan sorted by how much of the generator its directions leave alone, least first.
 
-    Directions whose images fill only a few batches join those before them, since each portion needs a graph
-    of its own.
+    Each portion needs a graph of its own, and renders the unshifted images anew. So directions join those
+    before them where their images fill only a few batches, or nothing would be saved.
 
     Args:
         plan: The whole plan.
         stage_of: Direction -> first stage that its edits touch.
+        num_stages: Stages of the generator.
     """
     found: list[Portion] = []
     for stage, directions in groupby(sorted(plan.directions, key=stage_of), stage_of):
-        mine = replace(plan, directions=tuple(directions))
-        if mine.num_batches >= _WORTH_BATCHES:
-            found.append(Portion(stage, mine))
-        elif found:
-            last = found.pop()
-            joined = replace(plan, directions=last.plan.directions + mine.directions)
-            found.append(Portion(last.stage, joined))
-        else:
-            found.append(Portion(0, mine))
+        mine = Portion(stage, replace(plan, directions=tuple(directions)))
+        if found:
+            last = found[-1]
+            joined = Portion(
+                last.stage, replace(plan, directions=last.plan.directions + mine.plan.directions)
+            )
+            apart = last.evaluations(num_stages) + mine.evaluations(num_stages)
+            if min(last.plan.num_batches, mine.plan.num_batches) < _WORTH_BATCHES or (
+                joined.evaluations(num_stages) <= apart
+            ):
+                found[-1] = joined
+                continue
+        found.append(mine)
+    whole = Portion(0, plan)
+    needed = sum(portion.evaluations(num_stages) for portion in found)
+    if plan.num_batches < _WORTH_BATCHES or needed >= whole.evaluations(num_stages):
+        return [whole]
     return found
 
 

@@ -40,9 +40,10 @@ def sole_run(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        # Before it is released: later, it might be another run's already.
         with suppress(OSError):
             (out / _LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def as_json(value: Json) -> Json:

@@ -11,7 +11,7 @@ import onnx
 from fastdirs.artifact import MAPPING, Artifact, Reference
 from fastdirs.backends import BACKENDS, Session, graph_backends, open_all
 from fastdirs.errors import ArtifactError, BackendError, ParityError
-from fastdirs.graph_precision import emulated
+from fastdirs.graph_precision import TYPED, emulated
 from fastdirs.images import Pixels
 from fastdirs.latents import psi_per_layer, sample_z
 from fastdirs.manifest import Json
@@ -20,8 +20,6 @@ from fastdirs.recipe import Batch, Graph, Recipe
 from fastdirs.worst_image import save_worst_image, worst_image
 
 Report = Callable[[str], None]
-# A graph of these says itself what is computed in what.
-_TYPED = ("f16", "bf16")
 
 
 def available(recipe: Recipe) -> list[tuple[str, str]]:
@@ -81,8 +79,18 @@ def verify(
     worst: Pixels | None = None
     # A runtime that lowers the precision of a float32 graph by itself says nothing of the typed one.
     ran = {(pair, BACKENDS.load(pair[0]).graph_of(pair[1])) for pair in sessions}
-    with _typed_sessions(graphs, recipe, {graph for _, graph in ran}) as more:
+    with ExitStack() as opened:
+        for session in sessions.values():
+            opened.callback(session.close)
+        more = opened.enter_context(_typed_sessions(graphs, recipe, {graph for _, graph in ran}))
         ran |= {(pair, pair[1]) for pair in more}
+        unseen = sorted(set(graphs) - {"f32", *(graph for _, graph in ran)})
+        if unseen:
+            raise BackendError(
+                f"Nothing here runs {graphs[unseen[0]].name}, so it could not be verified: it holds no "
+                f"layer in {unseen[0]}, or the runtime for it is not installed. Leave {unseen[0]} out, or "
+                "export elsewhere."
+            )
         lacking = set(recipe.required) - {precision for _, precision in (*sessions, *more)}
         if lacking:
             raise BackendError(
@@ -98,8 +106,7 @@ def verify(
             graph = dict(ran)[backend, precision]
             must = precision in recipe.required or graph != "f32"
             if not accepted and (must or worst is None):
-                worst = worst_image(session, reference.inputs, reference.images, largest)
-            session.close()
+                worst = worst_image(session, reference.inputs, reference.images, sizes)
             if must and not accepted:
                 raise ParityError(
                     f"{graphs[graph].name} on {backend} in {precision} differs from torch fp32 "
@@ -164,7 +171,7 @@ def verify_artifact(artifact: Artifact, report: Report = lambda message: None) -
 
 
 def _typed(recipe: Recipe) -> list[str]:
-    return [precision for precision in recipe.graph.precisions if precision in _TYPED]
+    return [precision for precision in recipe.graph.precisions if precision in TYPED]
 
 
 @contextmanager
@@ -179,6 +186,7 @@ def _typed_sessions(
             path = Path(folder) / graphs[precision].name
             onnx.save(emulated(onnx.load(str(graphs[precision]))), str(path))
             session = BACKENDS.load("ort").open(path, "f32")
+            stack.callback(session.close)
             session.provider += f", {precision} rounded, computed in f32"
             sessions["ort", precision] = session
         yield sessions

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdirs.artifact import Artifact, open_artifact
 from fastdirs.backends import engine_path
-from fastdirs.errors import BackendError, ParityError, RecipeError, UnknownNameError
+from fastdirs.errors import BackendError, OutputError, ParityError, RecipeError, UnknownNameError
 from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.images import decode, to_uint8
@@ -162,7 +162,25 @@ def test_unknown_names() -> None:
         usual_accept(("fp16",))
     with pytest.raises(RecipeError, match=r"no target 'tensorrt_rtx'\. Did you mean 'tensorrt-rtx'"):
         Engine(to="tensorrt_rtx")
+    with pytest.raises(RecipeError, match="no engine is built"):
+        Engine(compute_capability=("8.9",))
+    with pytest.raises(RecipeError, match="'foo' is no compute capability"):
+        Engine(to="tensorrt-rtx", compute_capability=("foo",))
     with pytest.raises(RecipeError, match="optimization_level is 6"):
         Engine(optimization_level=6)
     with pytest.raises(RecipeError, match=r"names 'int8', but there is no \[accept.int8\]"):
         Recipe(generator="toy", graph=Graph(precisions=("f32", "int8")))
+
+
+def test_the_folder_that_one_is_in(
+    layered: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "/"):
+        with pytest.raises(OutputError):
+            export_generator(layered, out, _recipe("f32"))
+
+
+def test_what_a_traversal_resumes_with_depends_on_every_graph(everything: Artifact) -> None:
+    files = {**everything.content["files"], "synthesis.int8.onnx": "another"}
+    assert Artifact(everything.folder, {**everything.content, "files": files}).sha256 != everything.sha256

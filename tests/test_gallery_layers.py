@@ -91,8 +91,8 @@ def test_the_stages_before_are_run_once_for_each_seed(
     # more rows are the question of what the state is.
     assert rows[2] == [3] * 7
     assert [sum(each) - 2 for each in rows[:2]] == [6, 6]
-    assert portion.evaluations(3) == 5 * 4 * 1 + 5 * 2
-    assert plan.num_rendered * 3 == 60
+    # The sixth row fills up the second batch of seeds.
+    assert portion.evaluations(3) == plan.num_rendered + 6 * 2
 
 
 def test_layers_that_are_asked_for(layered_artifact: Artifact, bank: DirectionBank, tmp_path: Path) -> None:
@@ -138,18 +138,34 @@ def _plan(directions: tuple[int, ...], batch_size: int = 2, seeds: int = 4) -> P
 
 
 def test_portions_go_from_the_earliest_stage_to_the_last() -> None:
-    found = portions(_plan((7, 1, 4, 2)), {7: 3, 1: 0, 4: 3, 2: 1}.__getitem__)
-    assert [(each.stage, each.plan.directions) for each in found] == [(0, (1,)), (1, (2,)), (3, (7, 4))]
+    found = portions(_plan((7, 1, 4, 2)), {7: 7, 1: 0, 4: 7, 2: 4}.__getitem__, 8)
+    assert [(each.stage, each.plan.directions) for each in found] == [(0, (1,)), (4, (2,)), (7, (7, 4))]
     assert sum(each.plan.num_images for each in found) == _plan((7, 1, 4, 2)).num_images
 
 
 def test_a_cut_that_is_not_worth_it_is_not_made() -> None:
     few = _plan((0, 1, 2), seeds=1)
     # Three directions of two images are three batches: nothing is cut.
-    assert portions(few, {0: 5, 1: 6, 2: 7}.__getitem__) == [Portion(0, few)]
-    # Four directions are four batches; the single one of a later stage joins those before it.
+    assert portions(few, {0: 5, 1: 6, 2: 7}.__getitem__, 8) == [Portion(0, few)]
+    # Five directions are five batches; all of them begin where the first of them does.
     some = _plan((0, 1, 2, 3, 4), seeds=1)
-    assert portions(some, {0: 2, 1: 2, 2: 2, 3: 2, 4: 5}.__getitem__) == [Portion(2, some)]
+    assert portions(some, {0: 2, 1: 3, 2: 4, 3: 5, 4: 6}.__getitem__, 8) == [Portion(2, some)]
+
+
+def test_portions_never_cost_more_than_the_whole() -> None:
+    # Each portion renders the unshifted images anew, which here costs more than the cuts would save.
+    plan = Plan(seeds=tuple(range(64)), directions=(0, 1, 2), epsilons=(0.0, 3.0), batch_size=16)
+    assert portions(plan, lambda index: index, 8) == [Portion(0, plan)]
+    for steps in range(1, 6):
+        for count in range(1, 8):
+            epsilons = tuple(float(step) for step in range(steps))
+            plan = Plan(
+                seeds=tuple(range(9)), directions=tuple(range(count)), epsilons=epsilons, batch_size=2
+            )
+            found = portions(plan, lambda index: index, count)
+            assert sum(each.evaluations(count) for each in found) <= Portion(0, plan).evaluations(count)
+            assert sorted(d for each in found for d in each.plan.directions) == list(range(count))
+            assert all(each.stage <= min(each.plan.directions) for each in found)
 
 
 @pytest.mark.parametrize(("index", "layers"), [(0, (0, 1, 2)), (1, (1, 2)), (2, (2,)), (3, (1,))])

@@ -169,3 +169,10 @@ def test_graphs_of_others_have_no_boundaries() -> None:
     model = onnx.ModelProto()
     model.metadata_props.add(key="fastdirs", value=json.dumps({"generator": {}}))
     assert boundaries(model) == []
+
+
+def test_no_stage_at_all(layered_artifact: Artifact) -> None:
+    model = onnx.load(str(layered_artifact.synthesis_path))
+    for begin, end in ((2, 1), (1, 1)):
+        with pytest.raises(SelectionError, match="are none"):
+            part(model, begin, end)

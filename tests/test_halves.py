@@ -14,12 +14,14 @@ import torch
 from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array, Session, graph_backends
 from fastdirs.errors import BackendError, ParityError, SelectionError
+from fastdirs.export import export_generator
 from fastdirs.generators import GENERATORS, Generator
 from fastdirs.graph_parts import mark_boundaries
 from fastdirs.graphs import StatesGraph, SynthesisGraph, synthesis_inputs
 from fastdirs.halves import open_halves
 from fastdirs.images import to_uint8
 from fastdirs.lowering import FORMS, lower
+from fastdirs.recipe import Batch, Graph, Recipe, usual_accept
 from fastdirs.runtime import open_runtime
 from fastdirs.tracing import trace
 
@@ -56,9 +58,9 @@ def _sources(
     family: tuple[Generator, Path],
 ) -> Iterator[tuple[str, Generator | Path, Callable[..., Session]]]:
     generator, path = family
-    yield "eager", generator, partial(BACKENDS.load("eager").open, precision="f32")
+    yield "eager", generator, BACKENDS.load("eager").open
     for name in dict.fromkeys(name for name, _ in graph_backends(("f32",))[0]):
-        yield name, path, partial(BACKENDS.load(name).open, precision="f32")
+        yield name, path, BACKENDS.load(name).open
 
 
 def test_edits_of_later_layers_share_what_lies_before(family: tuple[Generator, Path]) -> None:
@@ -68,12 +70,12 @@ def test_edits_of_later_layers_share_what_lies_before(family: tuple[Generator, P
     assert stage_of[0] == 0
     assert list(stage_of.values()) == sorted(stage_of.values())
     for name, source, opened in _sources(family):
-        whole = opened(SynthesisGraph(generator) if isinstance(source, Generator) else source)
+        whole = opened(SynthesisGraph(generator) if isinstance(source, Generator) else source, "f32")
         for layer, stage in stage_of.items():
             if not stage or stage == stage_of.get(layer - 1):
                 continue
             unshifted, shifted = _edited(generator, range(layer, len(generator.editable)))
-            with open_halves(source, stage, opened) as halves:
+            with open_halves(source, stage, "f32", opened) as halves:
                 wanted = whole.run(shifted)
                 assert np.ptp(wanted, axis=0).max() > 0, "the edit does something"
                 # Two rows, as a traversal of one seed has them, and as many as there are images.
@@ -91,8 +93,8 @@ def test_edits_of_later_layers_share_what_lies_before(family: tuple[Generator, P
 def test_an_edit_before_the_cut_would_be_lost(layered: Generator) -> None:
     # The test above could not fail if cuts were no cuts.
     unshifted, shifted = _edited(layered, range(3))
-    opened = partial(BACKENDS.load("eager").open, precision="f32")
-    with open_halves(layered, 1, opened) as halves:
+    opened = BACKENDS.load("eager").open
+    with open_halves(layered, 1, "f32", opened) as halves:
         found = halves.suffix.run(halves.inputs(shifted, halves.state(unshifted)))
     assert np.abs(found - SynthesisGraph(layered)(torch.from_numpy(shifted[0])).numpy()).max() > 0.01
 
@@ -143,11 +145,11 @@ def test_a_half_that_renders_something_else_is_refused(layered_artifact: Artifac
 
 
 def test_pixels_at_the_end_of_a_half(layered: Generator, layered_artifact: Artifact) -> None:
-    opened = partial(BACKENDS.load("ort").open, precision="f32")
+    opened = BACKENDS.load("ort").open
     inputs = synthesis_inputs(layered, range(3))
-    wanted = to_uint8(opened(layered_artifact.synthesis_path).run(inputs))
+    wanted = to_uint8(opened(layered_artifact.synthesis_path, "f32").run(inputs))
     for stage in (0, 1, 2):
-        with open_halves(layered_artifact.synthesis_path, stage, opened, pixels=True) as halves:
+        with open_halves(layered_artifact.synthesis_path, stage, "f32", opened, pixels=True) as halves:
             np.testing.assert_array_equal(halves.joined().run(inputs), wanted)
 
 
@@ -161,3 +163,32 @@ def test_the_first_stage_of_artefacts_and_of_layers_nobody_reads(layered_artifac
         Artifact(layered_artifact.folder, {**layered_artifact.content, "graph": graph}), "ort", "f32"
     ) as runtime:
         assert runtime.first_stage([2]) == 0, "an artefact of an earlier version is not cut"
+
+
+def test_a_half_without_a_layer_of_the_precision(small_dcgan: Generator, tmp_path: Path) -> None:
+    recipe = Recipe(
+        generator="any", graph=Graph(lowering="subpixel", precisions=("f32", "int8")),
+        accept=usual_accept(("int8",)), batch=Batch(opt=4, max=4),
+    )  # fmt: skip
+    artifact = export_generator(small_dcgan, tmp_path / "artifact", recipe)
+    inputs = synthesis_inputs(small_dcgan, range(4))
+    for backend in ("ort", "openvino_cpu"):
+        with open_runtime(artifact, backend, "int8") as runtime:
+            wanted, precisions = runtime.session.run(inputs), set()
+            for stage in range(1, len(small_dcgan.stages)):
+                with runtime.halves(stage, 4) as halves:
+                    assert halves.prefix is not None
+                    precisions.add((halves.prefix.precision, halves.suffix.precision))
+                    assert np.abs(halves.joined().run(inputs) - wanted).max() * 127.5 < 16
+            # The first stage is a matrix product and the last one writes the picture: int8 leaves both alone.
+            assert {("f32", "int8"), ("int8", "f32")} <= precisions
+
+
+def test_another_refusal_is_no_reason_for_float32(layered_artifact: Artifact) -> None:
+    def refuse(source: object, precision: str) -> Session:
+        if precision != "f32":
+            raise BackendError("out of memory")
+        return BACKENDS.load("ort").open(source, precision)
+
+    with pytest.raises(BackendError, match="out of memory"):
+        open_halves(layered_artifact.synthesis_path, 1, "int8", refuse)

@@ -8,9 +8,10 @@ from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS
 from fastdirs.errors import ContractError, SelectionError, ShapeError
 from fastdirs.generators import Generator
+from fastdirs.latents import check_class
 from fastdirs.parity import compare
 from fastdirs.recipe import DEFAULT_ACCEPT, usual_batch
-from fastdirs.runtime import Runtime, check_class, open_runtime
+from fastdirs.runtime import Runtime, open_runtime
 
 # torch.compile is torch: what it takes is tested beside it.
 RUN = [name for name in BACKENDS.names() if BACKENDS.load(name).precisions() and name != "compiled"]

@@ -70,3 +70,11 @@ def test_what_nothing_here_computes_in(dcgan_artifact: Artifact) -> None:
     recipe = _recipe(dcgan_artifact, accept=usual_accept(("int8",)), required=("int8",))
     with pytest.raises(BackendError, match=r"Nothing here runs synthesis\.onnx in int8, which the recipe"):
         verify(dcgan_artifact.graphs, recipe, available(recipe), dcgan_artifact.reference(), None)
+
+
+def test_a_graph_that_nothing_runs_is_not_shipped(dcgan_artifact: Artifact) -> None:
+    # It says int8, and holds nothing of it: each runtime refuses it, and float32 passes.
+    recipe = _recipe(dcgan_artifact, "int8")
+    graphs = {**dcgan_artifact.graphs, "int8": dcgan_artifact.synthesis_path}
+    with pytest.raises(BackendError, match=r"Nothing here runs synthesis\.onnx, so it could not be verified"):
+        verify(graphs, recipe, available(recipe), dcgan_artifact.reference(), None)

@@ -24,7 +24,7 @@ def test_the_image_that_changed_most(
     reference = images.copy()
     reference[0, :, 0, 0] += 0.01
     reference[2, :, 3, 5] += 0.5
-    picture = worst_image(session, inputs, reference, 99)
+    picture = worst_image(session, inputs, reference, (1, 2, len(reference)))
     width = images.shape[3]
     assert picture.shape == (images.shape[2], 3 * width, 3)
     np.testing.assert_array_equal(picture[:, :width], to_uint8(reference)[2])
@@ -41,7 +41,7 @@ def test_values_that_are_no_number_are_worst(rendered: tuple[object, list[np.nda
     session, inputs, images = rendered
     broken = [inputs[0].copy(), *inputs[1:]]
     broken[0][1] = np.nan
-    picture = worst_image(session, broken, images, len(images))
+    picture = worst_image(session, broken, images, (1, len(images)))
     width = images.shape[3]
     np.testing.assert_array_equal(picture[:, :width], to_uint8(images)[1])
     assert (picture[:, width:] == 255).all()

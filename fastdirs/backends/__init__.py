@@ -119,6 +119,7 @@ class Backend:
             runtime lowers the precision of a float32 graph by itself.
         lacks: What this machine lacks to run anything with it, and what to do; "" if nothing.
         build: Compiles a graph ahead of time, maybe for another machine; None if there is nothing to build.
+        targets: The GPUs that it would build for; raises what `build` would, where it cannot.
     """
 
     summary: str
@@ -128,6 +129,7 @@ class Backend:
     graph_of: Callable[[str], str] = lambda precision: precision
     lacks: Callable[[], str] = lambda: ""
     build: Build | None = None
+    targets: Callable[[Engine], list[str]] | None = None
 
 
 BACKENDS: Registry[Backend] = Registry("fastdirs.backends", "BACKEND", "backend")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastdirs.backends import Array, Kept, Session
 from fastdirs.backends._transfer import on_host, placed
-from fastdirs.errors import BackendError
+from fastdirs.errors import BackendError, PrecisionError
 
 CPU = "CPUExecutionProvider"
 # What ONNX Runtime calls a type, to torch and to ONNX.
@@ -145,11 +145,11 @@ def require_layers(layers: Mapping[str, int], precision: str, name: str) -> str:
     """Layers that cost time by precision, in words.
 
     Raises:
-        BackendError: None of them is in the precision, or for "f32" some are not. Without any, all is well.
+        PrecisionError: None of them is in the precision, or for "f32" some are not. Without any, all is well.
     """
     words = ", ".join(f"{count} heavy layers in {each}" for each, count in sorted(layers.items()))
     if layers and (precision not in layers or (precision == "f32" and len(layers) > 1)):
-        raise BackendError(
+        raise PrecisionError(
             f"{name} is no {precision} graph: it has {words}, and ONNX Runtime computes in what the graph "
             f"says. Give it the graph in {precision}, or ask for the precision of this one."
         )

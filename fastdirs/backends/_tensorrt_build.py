@@ -38,6 +38,19 @@ _NOISE = ("Invalid Node", "[checkMacros")
 _NEVER_BY_DEFAULT = ("7.5",)
 
 
+def targets_of(engine: Engine) -> list[str]:
+    """Compute capabilities that an engine would be built for, such as "8.9".
+
+    Raises:
+        BackendError: The GPU is not one that can be built for, or TensorRT has no driver here.
+        MissingDependencyError: The library is not installed.
+    """
+    library = engine.to
+    if library not in LIBRARIES:
+        raise BackendError(f"Engines of {library!r} do not exist. Expected one of: {', '.join(LIBRARIES)}.")
+    return _targets(load(library), library, engine.compute_capability)
+
+
 def build(
     graph: Path,
     path: Path,
@@ -58,11 +71,8 @@ def build(
             TensorRT has no driver here.
         MissingDependencyError: The library is not installed.
     """
-    library = engine.to
-    if library not in LIBRARIES:
-        raise BackendError(f"Engines of {library!r} do not exist. Expected one of: {', '.join(LIBRARIES)}.")
+    targets, library = targets_of(engine), engine.to
     trt, log, title = load(library), logger(library), TITLES[library]
-    targets = _targets(trt, library, engine.compute_capability)
     try:
         data = graph.read_bytes()
     except OSError as error:

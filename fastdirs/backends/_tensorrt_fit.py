@@ -4,7 +4,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastdirs.errors import ArtifactError, BackendError
+from fastdirs.errors import ArtifactError, BackendError, PrecisionError
 from fastdirs.manifest import Json, read_json, sha256_file
 from fastdirs.recipe import Batch
 
@@ -82,7 +82,8 @@ def read_fitting(engine: Path, facts: Facts) -> Json:
             f"{manifest_path(engine)} lacks {error}. Build the engine again: {_rebuild(facts)}."
         ) from error
     if reason:
-        raise BackendError(
+        kind = PrecisionError if content["precision"] != facts.precision else BackendError
+        raise kind(
             f"{engine} cannot be used: {reason}. Build it again: {_rebuild(facts)}. "
             "Or delete it: then one is built here on first use."
         )

@@ -12,7 +12,7 @@ import openvino
 from openvino.properties import hint
 
 from fastdirs.backends import Array, Backend, Kept, Session
-from fastdirs.errors import BackendError, OutputError
+from fastdirs.errors import BackendError, OutputError, PrecisionError
 from fastdirs.machine import bf16_unit
 from fastdirs.manifest import cache_dir, sha256_file, sha256_json, write_bytes
 from fastdirs.recipe import Batch
@@ -46,7 +46,7 @@ class _OpenVino(Session):
         layers = _heavy_layers(compiled)
         if layers and not _LAYERS[precision] & set(layers):
             # The hint is only a wish: a layer without a kernel in this precision runs in another.
-            raise BackendError(
+            raise PrecisionError(
                 f"OpenVINO runs none of the {sum(layers.values())} layers that cost time in {precision} "
                 f"({_listed(layers)}). Export with another lowering, or ask for another --precision."
             )

@@ -6,7 +6,7 @@ import onnx
 from filelock import FileLock
 
 from fastdirs.backends import Backend, Session, engine_path
-from fastdirs.backends._tensorrt_build import build
+from fastdirs.backends._tensorrt_build import build, targets_of
 from fastdirs.backends._tensorrt_fit import Facts, facts_of, manifest_path, read_fitting
 from fastdirs.backends._tensorrt_library import Gpu, find_gpu, here, load
 from fastdirs.backends._tensorrt_run import TensorRtSession
@@ -85,4 +85,5 @@ BACKEND = Backend(
     open=_open,
     lacks=lambda: here()[1],
     build=build,
+    targets=targets_of,
 )

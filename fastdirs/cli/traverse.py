@@ -54,7 +54,7 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="LIST",
     default="all",
     show_default=True,
-    help="Latent layers to edit, such as 6-13. What lies before them is computed once for each seed.",
+    help="Latent layers to edit, such as 6-13. What lies before them is computed once for a seed.",
 )
 @PSI
 @CUTOFF
@@ -108,6 +108,8 @@ def traverse(
     Example:
       fastdirs traverse artifact bank.safetensors --seeds 0-3 --epsilons -6:6:9 --batch --out out
     """
+    from dataclasses import replace
+
     from fastdirs.artifact import is_artifact, open_artifact
     from fastdirs.cli._console import note, progress_bar, show_json
     from fastdirs.directions import load_bank
@@ -131,12 +133,13 @@ def traverse(
         show_runtime(runtime)
         plans, stages = [portion.plan for portion in planned], len(runtime.reads)
         shown, rendered = sum(plan.num_images for plan in plans), sum(plan.num_rendered for plan in plans)
+        uncut = replace(plans[0], directions=tuple(d for plan in plans for d in plan.directions)).num_rendered
         note(f"{shown} images, {rendered} rendered, in batches of {plans[0].batch_size}")
         needed = sum(portion.evaluations(stages) for portion in planned)
-        if needed < rendered * stages:
+        if needed < uncut * stages:
             cuts = ", ".join(f"{len(p.plan.directions)} from stage {p.stage} on" for p in planned)
             note(
-                f"{needed} of {rendered * stages} stage evaluations, {rendered * stages - needed} saved: "
+                f"{needed} of {uncut * stages} stage evaluations, {uncut * stages - needed} saved: "
                 f"a seed's images share them (directions: {cuts}, of {stages} stages)"
             )
 
