@@ -142,7 +142,9 @@ def main() -> None:
         parser.error(f"there is no network {min(unknown)}. Known are {', '.join(known)}")
     settings, rows = families([known[name] for name in chosen], arguments.rounds)
     if not (arguments.quick or arguments.dry_run):
-        print(f"\nkept in {write_result('families', settings, rows)}")
+        # Some networks alone must not take the place of all.
+        suite = "families-chosen" if arguments.network else "families"
+        print(f"\nkept in {write_result(suite, settings, rows)}")
 
 
 def families(

@@ -4,25 +4,28 @@ python benchmarks/gpu.py [--generator NAME] [--batch 64] [--rounds 9] [--dry-run
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from families import networks, random_generator
 from harness import Row, print_rows, race, write_result
 
 import fastdirs
-from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.backends import BACKENDS, Array, Kept, Session
 from fastdirs.errors import BackendError, FastdirsError
 from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.graphs import SynthesisGraph, synthesis_inputs
-from fastdirs.parity import measure
+from fastdirs.parity import Parity, compare
 from fastdirs.recipe import Batch, Graph, Recipe, usual_accept, usual_batch
 from fastdirs.throughput import stream
 
@@ -99,7 +102,7 @@ def measured(
     device: str,
     precisions: tuple[str, ...] = PRECISIONS,
 ) -> tuple[dict[str, object], list[Row]]:
-    """Everything that opens, in turns within one run; what does not is a row with the reason.
+    """All that opens, the ways of one backend and precision in turns; what does not is a row with the reason.
 
     Args:
         generator: The generator.
@@ -110,7 +113,8 @@ def measured(
         precisions: Graphs to write.
 
     Returns:
-        Settings, with what each runtime says of itself and the seconds that opening took; and the rows.
+        Settings, with what each runtime says of itself; and the rows. Of a backend and precision the first
+        has the seconds that opening took, with all that it compiles.
     """
     inputs = synthesis_inputs(generator, range(batch))
     with torch.inference_mode():
@@ -118,47 +122,83 @@ def measured(
     sizes = Batch(opt=batch, max=max(2, batch))
     rows: list[Row] = []
     providers: dict[str, str] = {}
-    work: dict[tuple[str, str], Callable[[], object]] = {}
-    parity, seconds, sessions = {}, {}, []
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(
             generator=generator.provenance.name, graph=Graph(precisions=precisions), batch=sizes,
             accept=usual_accept(precisions),
         )  # fmt: skip
         graphs = export_generator(generator, Path(folder) / "artifact", recipe).graphs
-        for candidate, source in candidates(generator, graphs, names, rows):
-            key = (candidate.title, candidate.precision)
-            try:
-                start = time.perf_counter()
-                session = opened(candidate, source, sizes, device)
-                if session is None:
+        for name, precision, source in sources(generator, graphs, names, rows):
+            # All of them at once would not fit into the memory of a GPU.
+            with ExitStack() as stack:
+                # What torch keeps free for itself, others cannot use.
+                stack.callback(torch.cuda.empty_cache)
+                stack.enter_context(empty_caches())
+                work: dict[str, Callable[[], list[Kept]]] = {}
+                parity, extra = {}, {}
+                for way in WAYS:
+                    candidate = Candidate(name, precision, way)
+                    try:
+                        start = time.perf_counter()
+                        session = opened(candidate, source, sizes, device)
+                        if session is None:
+                            continue
+                        stack.callback(session.close)
+                        # The other ways find compiled what the first has compiled.
+                        extra[way] = {} if way else {"seconds_to_open": time.perf_counter() - start}
+                        call = timed(session, way, inputs)
+                        parity[way] = error_of(call(), reference)
+                    except (FastdirsError, torch.OutOfMemoryError) as error:
+                        rows.append(Row(name=candidate.title, precision=precision, failure=str(error)))
+                        continue
+                    work[way] = call
+                    said = (session.provider, session.detail)
+                    providers[f"{candidate.title} {precision}"] = "; ".join(filter(None, said))
+                try:
+                    speeds = race(work, _BATCHES * batch, rounds) if work else {}
+                except (FastdirsError, torch.OutOfMemoryError) as error:
+                    titles = [Candidate(name, precision, way).title for way in work]
+                    rows += [Row(name=each, precision=precision, failure=str(error)) for each in titles]
                     continue
-                seconds[key] = time.perf_counter() - start
-                sessions.append(session)
-                parity[key] = measure(session, inputs, reference, sorted({1, min(2, batch), batch}))
-            except FastdirsError as error:
-                rows.append(Row(name=key[0], precision=key[1], failure=str(error)))
-                continue
-            providers[" ".join(key)] = "; ".join(filter(None, (session.provider, session.detail)))
-            work[key] = timed(session, candidate.way, inputs)
-        speeds = race(work, _BATCHES * batch, rounds) if work else {}
-        for session in sessions:
-            session.close()
-    for key, (median, low, high) in speeds.items():
-        rows.append(Row(
-            name=key[0], precision=key[1], images_per_second=median, low=low, high=high,
-            error_mean=parity[key].mean, error_max=parity[key].max, extra={"seconds_to_open": seconds[key]},
-        ))  # fmt: skip
+                for way, (median, low, high) in speeds.items():
+                    rows.append(Row(
+                        name=Candidate(name, precision, way).title, precision=precision,
+                        images_per_second=median, low=low, high=high,
+                        error_mean=parity[way].mean, error_max=parity[way].max, extra=extra[way],
+                    ))  # fmt: skip
     settings: dict[str, object] = {
         "generator": generator.provenance.name, "batch": batch, "rounds": rounds, "providers": providers,
     }  # fmt: skip
     return settings, rows
 
 
-def candidates(
+@contextmanager
+def empty_caches() -> Iterator[None]:
+    """What earlier runs have compiled is not found within the block, so that compiling is timed."""
+    names = ("XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update({name: str(Path(folder) / name) for name in names})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def error_of(batches: Sequence[Kept], reference: Array) -> Parity:
+    """The error of what is timed: of several batches of the same images."""
+    images = [each.float().cpu().numpy() if isinstance(each, torch.Tensor) else each for each in batches]
+    return compare(np.concatenate(images), np.concatenate([reference] * len(images)))
+
+
+def sources(
     generator: Generator, graphs: Mapping[str, Path], names: Sequence[str], failures: list[Row]
-) -> Iterator[tuple[Candidate, Any]]:
-    """All that the backends can be measured in, and what each of them opens; what is missing is a failure."""
+) -> Iterator[tuple[str, str, Any]]:
+    """Backends, their precisions, and what they open for each; what is missing is a failure."""
     for name in names:
         try:
             backend = BACKENDS.load(name)
@@ -180,8 +220,7 @@ def candidates(
                     )
                 )
                 continue
-            for way in WAYS:
-                yield Candidate(name, precision, way), source
+            yield name, precision, source
 
 
 def opened(candidate: Candidate, source: object, sizes: Batch, device: str) -> Session | None:
@@ -195,29 +234,29 @@ def opened(candidate: Candidate, source: object, sizes: Batch, device: str) -> S
     if session.device.partition(":")[0] != device:
         session.close()
         raise BackendError(f"it computes on {session.device}")
-    # Backends that record CUDA graphs have this attribute, to do without.
+    # Backends that record CUDA graphs have this attribute, and `stop_recording`.
     recorded = getattr(session, "cuda_graphs", False)
     if (way == "streamed" and session.num_parallel == 1) or (way == "without CUDA graphs" and not recorded):
         session.close()
         return None
     if way == "without CUDA graphs":
-        vars(session)["cuda_graphs"] = False
+        cast(Any, session).stop_recording("not asked for")
     return session
 
 
-def timed(session: Session, way: str, inputs: Sequence[Array]) -> Callable[[], object]:
-    """Several batches of images, all of them done when it returns."""
+def timed(session: Session, way: str, inputs: Sequence[Array]) -> Callable[[], list[Kept]]:
+    """Several batches of the same images, all of them done when it returns."""
     if way == "streamed":
-        return lambda: sum(len(images) for images in stream(session, [inputs] * _BATCHES))
+        return lambda: list(stream(session, [inputs] * _BATCHES))
     if way != "kept on the GPU":
         return lambda: [session.run(inputs) for _ in range(_BATCHES)]
     placed = [torch.from_numpy(each).to(session.device) for each in inputs]
 
-    def kept() -> None:
-        for _ in range(_BATCHES):
-            session.run_kept(placed)
+    def kept() -> list[Kept]:
+        batches = [session.run_kept(placed)[0] for _ in range(_BATCHES)]
         if session.device != "cpu":
             torch.cuda.synchronize()
+        return batches
 
     return kept
 

@@ -73,7 +73,9 @@ def layers(
         recipe = Recipe(generator=name, batch=Batch(opt=batch, max=max(2, batch)))
         artifact = export_generator(generator, Path(folder) / "artifact", recipe)
         with fastdirs.open_runtime(artifact, batch_size=batch, streaming=True) as runtime:
-            (portion,) = portions(plan, lambda index: runtime.first_stage(bank.edited_layers(index)))
+            (portion,) = portions(
+                plan, lambda index: runtime.first_stage(bank.edited_layers(index)), len(runtime.reads)
+            )
             with runtime.halves(0, batch) as whole, runtime.halves(portion.stage, batch) as cut:
                 work = {
                     "whole graph": partial(_render, runtime, whole, plan, bank),

@@ -54,15 +54,16 @@ def build_engines(
     written: dict[str, Json] = {}
     for precision, graph in graphs.items():
         path = engine_path(graph, engine.to)
+        files = (path, path.with_name(f"{path.name}.json"))
         content = build(graph, path, batch, engine, progress)
         if content["precision"] != precision:
-            path.unlink()
-            path.with_name(f"{path.name}.json").unlink()
+            for file in files:
+                file.unlink()
             raise BackendError(
                 f"{graph.name} computes in {content['precision']} in {engine.to}, not in {precision}. "
                 "Export it again."
             )
-        for file in (path, path.with_name(f"{path.name}.json")):
+        for file in files:
             written[file.relative_to(folder).as_posix()] = content
         capabilities = ", ".join(content["compute_capabilities"])
         report(f"{path.name}: {engine.to} {content['version']} for {capabilities}")

@@ -42,7 +42,8 @@ class Engine:
         workspace_mib: Memory that the builder may use on the GPU; None sets no limit.
 
     Raises:
-        RecipeError: An unknown target, or a level out of range.
+        RecipeError: An unknown target (in the words of an UnknownNameError), GPUs without a target or that
+            cannot be, or a level out of range.
     """
 
     to: str = "onnx"
@@ -148,7 +149,8 @@ class Recipe:
             pass.
 
     Raises:
-        RecipeError: A batch size or a requirement that cannot be.
+        RecipeError: A batch size or a requirement that cannot be, or a precision that does not exist (in the
+            words of an UnknownNameError).
     """
 
     generator: str

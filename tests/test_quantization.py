@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fastdirs.backends import BACKENDS, Array
-from fastdirs.errors import ContractError, RecipeError, SelectionError
+from fastdirs.errors import ContractError, PrecisionError, RecipeError, SelectionError
 from fastdirs.generators import GENERATORS, Generator
 from fastdirs.graph_parts import boundaries, mark_boundaries, part
 from fastdirs.graphs import StatesGraph, SynthesisGraph, synthesis_inputs
@@ -56,7 +56,12 @@ def error(graph: Path, generator: Generator, backend: str, precision: str = "int
     inputs = synthesis_inputs(generator, range(8))
     with torch.inference_mode():
         wanted = SynthesisGraph(generator)(*map(torch.from_numpy, inputs)).numpy()
-    session = BACKENDS.load(backend).open(graph, precision)
+    try:
+        session = BACKENDS.load(backend).open(graph, precision)
+    except PrecisionError:
+        # ONNX Runtime fuses nothing of some graphs: then it rounds to 8 bits, and multiplies in float32.
+        assert backend == "ort"
+        session = BACKENDS.load(backend).open(graph, "f32")
     found = session.run(inputs)
     session.close()
     return compare(found, wanted)

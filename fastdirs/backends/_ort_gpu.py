@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from fastdirs.backends._ort_session import open_graph
 from fastdirs.backends._tensorrt_library import find_gpu
+from fastdirs.backends._torch_session import NO_CUDA
 from fastdirs.errors import BackendError
 
 CUDA = "CUDAExecutionProvider"
@@ -44,10 +45,7 @@ def lacks(provider: str) -> str:
             "pip install --upgrade onnxruntime-gpu."
         )
     if not torch.cuda.is_available():
-        return (
-            f"torch {torch.__version__} does not compute on the GPU. "
-            "Install a build of it for CUDA: https://pytorch.org/get-started."
-        )
+        return NO_CUDA
     return _refusal(provider)
 
 
@@ -96,7 +94,7 @@ def load_libraries(provider: str) -> None:
     if provider == TENSORRT:
         for path in tensorrt_libraries():
             with suppress(OSError):
-                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                ctypes.CDLL(str(path))
 
 
 def tensorrt_libraries() -> Iterable[Path]:

@@ -1,18 +1,20 @@
 """A graph in ONNX Runtime on one execution provider, with no silent fall to another."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Lock
 
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 from torch import Tensor
 
 from fastdirs.backends import Array, Kept, Session
+from fastdirs.backends._memory import enough_memory
 from fastdirs.backends._transfer import on_host, placed
 from fastdirs.errors import BackendError, PrecisionError
 
@@ -29,7 +31,7 @@ _HEAVY = {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "FusedConv", "Fus
 _HEAVY_IN_INT8 = {
     "QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
 }  # fmt: skip
-# They work on pictures; what else is left to the CPU computes shapes.
+# They work on pictures; what else is left to another provider computes shapes.
 _ON_PICTURES = _HEAVY | {
     "DepthToSpace", "InstanceNormalization", "LeakyRelu", "Pad", "Relu", "Resize", "Sigmoid", "Tanh",
 }  # fmt: skip
@@ -40,7 +42,7 @@ def open_graph(
     provider: str,
     options: Mapping[str, str] | None = None,
     others: Sequence[tuple[str, Mapping[str, str]]] = (),
-    hint: str = "",
+    hint: str = "Export it again, or use another backend.",
     optimised: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a graph on an execution provider, or not at all.
@@ -77,8 +79,8 @@ def open_graph(
         )
     except Exception as error:
         # Its exceptions have no base of their own.
-        reason = str(error).strip().splitlines()[0]
-        raise BackendError(f"ONNX Runtime refuses {name} on {provider}: {reason}. {hint}".strip()) from error
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise BackendError(f"ONNX Runtime refuses {name} on {provider}: {reason}. {hint}") from error
     # A provider whose libraries do not load is left out without an exception.
     if session.get_providers()[0] != provider:
         raise BackendError(f"ONNX Runtime chose {session.get_providers()[0]} instead of {provider}. {hint}")
@@ -89,14 +91,17 @@ def check_placement(session: onnxruntime.InferenceSession, provider: str) -> str
     """How many nodes each provider was given, in words, as the session itself says.
 
     Raises:
-        BackendError: The provider was given nothing, or the CPU something that works on pictures.
+        BackendError: The provider was given nothing, or another one something that works on pictures.
     """
     nodes: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         nodes.setdefault(part.ep_name, Counter()).update(node.op_type for node in part.get_nodes())
-    slow = [] if provider == CPU else sorted(nodes.get(CPU, Counter()).keys() & _ON_PICTURES)
+    elsewhere = {
+        name: sorted(count.keys() & _ON_PICTURES) for name, count in nodes.items() if name != provider
+    }
+    slow = [f"{', '.join(types)} to {name}" for name, types in sorted(elsewhere.items()) if types]
     if provider not in nodes or slow:
-        left = f"leaves {', '.join(slow)} to the CPU" if slow else "takes none of its nodes"
+        left = f"leaves {' and '.join(slow)}" if slow else "takes none of its nodes"
         raise BackendError(
             f"{provider} {left}. Expected it to run all that works on pictures: use the graph of another "
             "precision, another lowering, or another backend."
@@ -104,13 +109,18 @@ def check_placement(session: onnxruntime.InferenceSession, provider: str) -> str
     return ", ".join(f"{sum(count.values())} nodes on {name}" for name, count in sorted(nodes.items()))
 
 
-def heavy_layers(path: Path) -> Counter[str]:
+def heavy_layers(path: Path, executed: bool = False) -> Counter[str]:
     """How many of the layers that cost time a graph has in which precision.
 
     Args:
         path: ONNX file.
+        executed: It is what a runtime made of a graph: a layer that still reads what was quantised and
+            dequantised was not fused with that, and multiplies floats.
+
+    Raises:
+        BackendError: It cannot be read.
     """
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = _read(path)
     values = (*graph.value_info, *graph.input, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -121,7 +131,7 @@ def heavy_layers(path: Path) -> Counter[str]:
         if node.op_type in _HEAVY_IN_INT8:
             counts["int8"] += 1
         elif node.op_type in _HEAVY:
-            quantised = all(made_by.get(name) == "DequantizeLinear" for name in operands)
+            quantised = not executed and all(made_by.get(name) == "DequantizeLinear" for name in operands)
             counts["int8" if quantised else _PRECISIONS.get(types.get(operands[-1], 0), "f32")] += 1
     return counts
 
@@ -131,14 +141,24 @@ def graph_inputs(path: Path) -> dict[str, list[int | str]]:
 
     Args:
         path: ONNX file.
+
+    Raises:
+        BackendError: It cannot be read.
     """
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = _read(path)
     given = {tensor.name for tensor in graph.initializer}
     return {
         each.name: [axis.dim_param or axis.dim_value for axis in each.type.tensor_type.shape.dim]
         for each in graph.input
         if each.name not in given
     }
+
+
+def _read(path: Path) -> onnx.GraphProto:
+    try:
+        return onnx.load(str(path), load_external_data=False).graph
+    except (DecodeError, OSError) as error:
+        raise BackendError(f"{path} is no ONNX graph: {error}. Export it again.") from error
 
 
 def require_layers(layers: Mapping[str, int], precision: str, name: str) -> str:
@@ -189,6 +209,11 @@ class BoundSession(Session):
         self.device = "cpu" if stream is None else "cuda"
         self._session: onnxruntime.InferenceSession | None = session
         self._stream = stream
+        # Results go to the host in other streams, one for each call at a time: the next batch, which the
+        # session's stream computes meanwhile, must neither wait for that nor be waited for.
+        self._readers: SimpleQueue[torch.cuda.Stream | None] = SimpleQueue()
+        for _ in range(num_parallel):
+            self._readers.put(None if stream is None else torch.cuda.Stream())  # type: ignore[no-untyped-call]
         self._index = 0 if stream is None else stream.device_index
         self._lock = Lock()
         self._inputs, self._outputs = session.get_inputs(), session.get_outputs()
@@ -206,11 +231,20 @@ class BoundSession(Session):
 
     def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
         """See `Session`."""
-        return [on_host(output) for output in self._run(inputs)]
+        reader = self._readers.get()
+        try:
+            with enough_memory():
+                made = self._run(inputs, reader)
+                with torch.cuda.stream(reader):
+                    return [on_host(output) for output in made]
+        finally:
+            self._readers.put(reader)
 
     def run_kept(self, inputs: Sequence[Kept]) -> list[Kept]:
         """See `Session`."""
-        return list(self._run(inputs))
+        caller = None if self._stream is None else torch.cuda.current_stream()
+        with enough_memory():
+            return list(self._run(inputs, caller))
 
     def close(self) -> None:
         """See `Session`."""
@@ -218,9 +252,13 @@ class BoundSession(Session):
             self._stream.synchronize()
         self._session = None
 
-    def _run(self, inputs: Sequence[Kept]) -> list[Tensor]:
+    def _run(self, inputs: Sequence[Kept], reader: torch.cuda.Stream | None) -> list[Tensor]:
+        """The outputs, computed after what the caller's stream holds and before what `reader` does next."""
         assert self._session is not None
-        with self._lock, torch.inference_mode(), self._in_stream():
+        caller = None if self._stream is None else torch.cuda.current_stream()
+        with self._lock, torch.inference_mode(), torch.cuda.stream(self._stream):
+            if self._stream is not None and caller is not None:
+                self._stream.wait_stream(caller)
             given = [
                 placed(value, self.device, TYPES[each.type][0])
                 for each, value in zip(self._inputs, inputs, strict=True)
@@ -247,20 +285,10 @@ class BoundSession(Session):
                     shape, kind = tuple(tensor.shape), TYPES[each.type][1]
                     bind(each.name, self.device, self._index, kind, shape, tensor.data_ptr())
             self._session.run_with_iobinding(binding, self._options)
-        if self._stream is not None:
-            # They were made in the session's stream, and the caller's reads them.
-            for tensor in made:
-                tensor.record_stream(torch.cuda.current_stream())
+            if self._stream is not None and reader is not None:
+                # Still within the lock: what others begin next is not waited for.
+                reader.wait_stream(self._stream)
+                for tensor in made:
+                    # Its memory must not be used again before it is read.
+                    tensor.record_stream(reader)
         return made
-
-    @contextmanager
-    def _in_stream(self) -> Iterator[None]:
-        """Work of the block comes after what the caller has begun, and before what he begins later."""
-        if self._stream is None:
-            yield
-            return
-        callers = torch.cuda.current_stream()
-        self._stream.wait_stream(callers)
-        with torch.cuda.stream(self._stream):
-            yield
-        callers.wait_stream(self._stream)

@@ -3,8 +3,10 @@
 import hashlib
 import platform
 import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -21,13 +23,15 @@ from fastdirs.backends._tensorrt_library import (
     rtx_targets,
     tail,
 )
-from fastdirs.errors import BackendError
+from fastdirs.errors import BackendError, OutputError
 from fastdirs.manifest import Json, cache_dir, manifest, write_bytes, write_json
 from fastdirs.recipe import Batch, Engine
 
 Progress = Callable[[str, int, int], None]
 # What TensorRT calls a type; a graph computes in the first of these that it holds.
 _PRECISIONS = {"INT8": "int8", "BF16": "bf16", "HALF": "f16"}
+# Layers that cost time.
+_HEAVY = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 _DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "UINT8": "uint8",
     "INT32": "int32", "INT64": "int64", "BOOL": "bool",
@@ -70,6 +74,7 @@ def build(
         BackendError: The graph is refused or cannot be built, the GPU is not one that can be built for, or
             TensorRT has no driver here.
         MissingDependencyError: The library is not installed.
+        OutputError: The engine or its manifest cannot be written.
     """
     targets, library = targets_of(engine), engine.to
     trt, log, title = load(library), logger(library), TITLES[library]
@@ -94,9 +99,13 @@ def build(
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(known[target], index)
-        timing = None
+        gpu, timing = None, None
     else:
-        timing = cache_dir() / "tensorrt" / f"{trt.__version__}-{targets[0]}.timing"
+        found = find_gpu()
+        assert isinstance(found, Gpu)
+        gpu = found.name
+        name = "-".join([trt.__version__, re.sub(r"\W+", "-", gpu), targets[0]])
+        timing = cache_dir() / "tensorrt" / f"{name}.timing"
         _read_timing(config, timing)
     plan = _compiled(trt, builder, network, config, progress)
     if plan is None:
@@ -105,17 +114,18 @@ def build(
             "allow more ([engine] workspace_mib); else export with another lowering, precision or target."
         )
     content = bytes(plan)
-    if timing is not None:
-        write_bytes(timing, bytes(config.get_timing_cache().serialize()))
     write_bytes(path, content)
     described = manifest(KIND, {
         "library": library,
         "version": trt.__version__,
         "compute_capabilities": targets,
+        "gpu": gpu,
         "platform": platform.system(),
+        "machine": platform.machine(),
         "graph": graph.name,
         "graph_sha256": hashlib.sha256(data).hexdigest(),
         "precision": _precision(network),
+        "heavy_layers": _heavy_layers(network),
         "tf32": config.get_flag(trt.BuilderFlag.TF32),
         "profile": {"min": 1, "opt": batch.opt, "max": batch.max},
         "inputs": [_port(network.get_input(i)) for i in range(network.num_inputs)],
@@ -126,6 +136,8 @@ def build(
         "engine_sha256": hashlib.sha256(content).hexdigest(),
     })  # fmt: skip
     write_json(manifest_path(path), described)
+    if timing is not None:
+        _write_timing(config, timing)
     return described
 
 
@@ -209,9 +221,21 @@ def _compiled(trt: Any, builder: Any, network: Any, config: Any, progress: Progr
 
 def _read_timing(config: Any, path: Path) -> None:
     """Measurements of earlier builds on this GPU, if there are any that fit."""
-    known = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
-        config.set_timing_cache(config.create_timing_cache(b""), False)
+    known = b""
+    with suppress(OSError):
+        known = path.read_bytes()
+    for data in (known, b""):
+        measured = config.create_timing_cache(data)
+        if measured is not None and config.set_timing_cache(measured, False):
+            return
+
+
+def _write_timing(config: Any, path: Path) -> None:
+    """Keep the measurements for later builds. An engine is as good without, so nothing depends on it."""
+    measured = config.get_timing_cache()
+    if measured is not None:
+        with suppress(OutputError):
+            write_bytes(path, bytes(measured.serialize()))
 
 
 def _precision(network: Any) -> str:
@@ -222,6 +246,19 @@ def _precision(network: Any) -> str:
         for index in range(layer.num_outputs)
     }
     return next((precision for dtype, precision in _PRECISIONS.items() if dtype in held), "f32")
+
+
+def _heavy_layers(network: Any) -> dict[str, int]:
+    """How many of the layers that cost time have their operands in which precision."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    # After these a tensor is float again, and TensorRT multiplies what they were given.
+    quantised = {each.get_output(0).name for each in layers if each.type.name == "DEQUANTIZE"}
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type.name in _HEAVY:
+            operand = layer.get_input(0)
+            counts["int8" if operand.name in quantised else _PRECISIONS.get(operand.dtype.name, "f32")] += 1
+    return dict(counts)
 
 
 def _port(tensor: Any) -> Json:

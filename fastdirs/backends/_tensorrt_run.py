@@ -1,7 +1,7 @@
 """A TensorRT engine runs on torch's CUDA tensors, its launches recorded as CUDA graphs where that works."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,12 +19,15 @@ from fastdirs.manifest import Json
 
 _DEVICE = "cuda:0"
 _ALIGNMENT = 256
+# A server sees a few batch sizes again and again: full ones, single images, remainders.
+_MOST_GRAPHS = 4
 _DTYPES = {
     "FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT8": torch.int8,
     "UINT8": torch.uint8, "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool,
 }  # fmt: skip
 _NARROW = (torch.float16, torch.bfloat16)
-# torch records one CUDA graph at a time.
+_RECORDS = ", CUDA graphs"
+# torch records one CUDA graph at a time, and none while another is waited for or freed.
 _RECORDING = Lock()
 
 
@@ -38,23 +41,50 @@ class _Port:
     largest: tuple[int, ...]
 
 
-class _Lane:
-    """What one call at a time uses: an execution context, a stream, and the last launch as a CUDA graph.
+@dataclass(frozen=True)
+class _Recorded:
+    """A launch as a CUDA graph, which has fixed addresses: it reads `taken` and writes `given`.
 
-    A CUDA graph has fixed addresses, so it reads `taken` and writes `given`.
+    It is tied to the state of its context, which nothing else may use.
     """
 
-    def __init__(self, context: Any) -> None:
-        self.context = context
-        self.stream = torch.cuda.Stream(_DEVICE)  # type: ignore[no-untyped-call]
-        self.shapes: list[tuple[int, ...]] = []
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.taken: list[Tensor] = []
-        self.given: list[Tensor] = []
+    graph: torch.cuda.CUDAGraph
+    context: Any
+    taken: list[Tensor]
+    given: list[Tensor]
 
-    def forget(self) -> None:
-        """Free the CUDA graph and its memory."""
-        self.graph, self.taken, self.given = None, [], []
+
+_Shapes = tuple[tuple[int, ...], ...]
+
+
+class _Lane:
+    """What one call at a time uses: a stream, memory, a context for launches, and CUDA graphs by shapes."""
+
+    def __init__(self, memory: Tensor) -> None:
+        # Contexts of one stream run one after the other, so all of them compute in the same memory.
+        self.memory = memory
+        self.stream = torch.cuda.Stream(_DEVICE)  # type: ignore[no-untyped-call]
+        memory.record_stream(self.stream)
+        self.context: Any = None
+        self.last: _Shapes = ()
+        self.recorded: dict[_Shapes, _Recorded] = {}
+        self._staging: dict[int, Tensor] = {}
+
+    def forget(self, keep: int = 0) -> None:
+        """Free all CUDA graphs but those used last."""
+        with _RECORDING:
+            # A GPU that has failed says so again, and has nothing to wait for.
+            with suppress(RuntimeError):
+                self.stream.synchronize()
+            while len(self.recorded) > keep:
+                del self.recorded[next(iter(self.recorded))]
+
+    def staged(self, index: int, output: Tensor) -> Tensor:
+        """An output on its way to pinned memory, which the lane's next call overwrites."""
+        host = self._staging.get(index)
+        if host is None or host.numel() < output.numel():
+            host = self._staging[index] = torch.empty(output.numel(), dtype=output.dtype, pin_memory=True)
+        return host[: output.numel()].view(output.shape).copy_(output, non_blocking=True)
 
 
 class TensorRtSession(Session):
@@ -68,10 +98,11 @@ class TensorRtSession(Session):
         streaming: Ask for throughput: two calls at a time, so that one copies while the other computes.
 
     Attributes:
-        cuda_graphs: Whether launches are recorded and replayed; may be set to False.
+        cuda_graphs: Whether launches are recorded and replayed; `stop_recording` ends it.
 
     Source: NVIDIA TensorRT 11, `IExecutionContext`: tensors aligned to 256 bytes, a stream that is not the
-        default one, one launch before a recorded one.
+        default one, one launch before a recorded one; and its best practices for CUDA graphs: a context for
+        each of them, with shared memory.
 
     Raises:
         BackendError: The engine cannot be loaded, or there is too little memory on the GPU.
@@ -79,29 +110,38 @@ class TensorRtSession(Session):
 
     def __init__(self, library: str, path: Path, content: Json, gpu: Gpu, streaming: bool) -> None:
         trt, self._log = load(library), logger(library)
+        self._library, self._path = library, path
         self._log.lines.clear()
         self.precision = content["precision"]
         self.device = _DEVICE
         self.num_parallel = 2 if streaming else 1
-        self.detail = ""
+        layers = sorted(content["heavy_layers"].items())
+        words = ", ".join(f"{count} heavy layers in {precision}" for precision, count in layers)
+        # TensorRT says of an engine which kernels it holds, but not in what they compute.
+        self.detail = f"{words}, as the graph says" if words else ""
+        self.provider = f"{TITLES[library]} {trt.__version__} on {gpu.name}"
         self.cuda_graphs = True
         self._closed = False
-        self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise BackendError(f"{path.name} cannot be loaded: {tail(self._log)}. Build it again.")
-        self._inputs, self._outputs = (
-            [self._port(each, content["profile"]) for each in content[ports]]
-            for ports in ("inputs", "outputs")
-        )
         self._lanes: SimpleQueue[_Lane] = SimpleQueue()
-        for _ in range(self.num_parallel):
-            self._lanes.put(_Lane(self._context(trt, path)))
+        # After the lanes, since it has to outlive their contexts.
+        self._kernels: Any = None
+        # An engine lives on the GPU that is torch's current one when it is loaded.
+        with torch.cuda.device(_DEVICE):
+            self._runtime = trt.Runtime(self._log)
+            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            if self._engine is None:
+                raise BackendError(f"{path.name} cannot be loaded: {tail(self._log)}. Build it again.")
+            self._inputs, self._outputs = (
+                [self._port(each, content["profile"]) for each in content[ports]]
+                for ports in ("inputs", "outputs")
+            )
+            for _ in range(self.num_parallel):
+                self._lanes.put(self._new_lane())
         # What is in effect is read back: each lane launches, launches once more and records, and replays.
         for _ in range(3 * self.num_parallel):
             self.run_all([np.zeros(port.smallest, np.float32) for port in self._inputs])
-        recorded = ", CUDA graphs" if self.cuda_graphs else ""
-        self.provider = f"{TITLES[library]} {trt.__version__} on {gpu.name}{recorded}"
+        if self.cuda_graphs:
+            self.provider += _RECORDS
 
     def _port(self, described: Json, profile: Json) -> _Port:
         smallest, largest = (
@@ -111,37 +151,64 @@ class TensorRtSession(Session):
         name = described["name"]
         return _Port(name, _DTYPES[self._engine.get_tensor_dtype(name).name], smallest, largest)
 
-    def _context(self, trt: Any, path: Path) -> Any:
+    def _new_lane(self) -> _Lane:
+        size = max(1, self._engine.device_memory_size_v2)
+        try:
+            lane = _Lane(torch.empty(size, dtype=torch.uint8, device=_DEVICE))
+        except torch.OutOfMemoryError as error:
+            raise BackendError(
+                f"{self._path.name} computes in {size / 2**20:.0f} MiB of the GPU, which are not free. Free "
+                "memory of the GPU, or build the engine again with a smaller --max-batch."
+            ) from error
+        lane.context = self._context(lane.memory)
+        return lane
+
+    def _context(self, memory: Tensor) -> Any:
+        trt = load(self._library)
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(managed)
         else:
             # TensorRT for RTX compiles kernels for a shape in the background while slower ones serve, which
             # a CUDA graph would keep for ever. So the first launch waits for them.
             config = self._engine.create_runtime_config()
+            config.set_execution_context_allocation_strategy(managed)
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            # A context for a CUDA graph takes over what the lane's own has compiled.
+            if self._kernels is None:
+                self._kernels = config.create_runtime_cache()
+            config.set_runtime_cache(self._kernels)
             context = self._engine.create_execution_context(runtime_config=config)
         if context is None:
-            raise BackendError(f"{path.name} cannot run: {tail(self._log)}. Free memory of the GPU.")
+            raise BackendError(f"{self._path.name} cannot run: {tail(self._log)}. Free memory of the GPU.")
+        context.set_device_memory(memory.data_ptr(), memory.numel())
         return context
 
+    def stop_recording(self, reason: str) -> None:
+        """From now on launch whatever is run.
+
+        Args:
+            reason: Why, for `detail`.
+        """
+        self.cuda_graphs = False
+        self.provider = self.provider.removesuffix(_RECORDS)
+        self.detail = "; ".join(filter(None, (self.detail, f"no CUDA graphs: {reason}")))
+
     def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
-        # The results lie in pinned memory, from where torch takes it back once they are gone.
         with self._lane() as lane:
-            outputs = []
-            for output in self._launched(lane, inputs):
-                # On the host there are no 16-bit floats.
-                wide = output.float() if output.dtype in _NARROW else output
-                host = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True)
-                outputs.append(host.copy_(wide, non_blocking=True))
+            outputs, _ = self._launched(lane, inputs)
+            # On the host there are no 16-bit floats.
+            wide = [output.float() if output.dtype in _NARROW else output for output in outputs]
+            staged = [lane.staged(index, output) for index, output in enumerate(wide)]
             lane.stream.synchronize()
-        return [output.numpy() for output in outputs]
+            return [output.numpy().copy() for output in staged]
 
     def run_kept(self, inputs: Sequence[Kept]) -> list[Kept]:
         caller = torch.cuda.current_stream(_DEVICE)
         with self._lane() as lane:
-            outputs = self._launched(lane, inputs)
-            if lane.graph is not None:
+            outputs, overwritten = self._launched(lane, inputs)
+            if overwritten:
                 outputs = [output.clone() for output in outputs]
             caller.wait_stream(lane.stream)
         for output in outputs:
@@ -152,7 +219,6 @@ class TensorRtSession(Session):
         if self._closed:
             return
         self._closed = True
-        torch.cuda.synchronize(_DEVICE)
         while not self._lanes.empty():
             self._lanes.get().forget()
         self._engine = self._runtime = None
@@ -170,6 +236,7 @@ class TensorRtSession(Session):
                 yield lane
         except RuntimeError as error:
             lane.forget()
+            lane.last = ()
             if isinstance(error, torch.OutOfMemoryError):
                 reason = "The batch does not fit into the memory of the GPU. Use a smaller --batch."
             else:
@@ -178,23 +245,22 @@ class TensorRtSession(Session):
         finally:
             self._lanes.put(lane)
 
-    def _launched(self, lane: _Lane, inputs: Sequence[Kept]) -> list[Tensor]:
-        """The outputs, which a lane with a CUDA graph overwrites with the next ones."""
+    def _launched(self, lane: _Lane, inputs: Sequence[Kept]) -> tuple[list[Tensor], bool]:
+        """The outputs, and whether the lane's next call may overwrite them."""
         tensors = [self._placed(port, each, lane) for port, each in zip(self._inputs, inputs, strict=True)]
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        repeated, lane.shapes = shapes == lane.shapes, shapes
-        if not (repeated and self.cuda_graphs):
-            lane.forget()
-            return self._launch(lane, tensors)
-        if lane.graph is None:
-            lane.taken = [tensor.clone() for tensor in tensors]
-            lane.given = self._launch(lane, lane.taken)
-            self._record(lane)
-        else:
-            for taken, tensor in zip(lane.taken, tensors, strict=True):
+        shapes = tuple(tuple(tensor.shape) for tensor in tensors)
+        repeated, lane.last = shapes == lane.last, shapes
+        recorded = lane.recorded.pop(shapes, None) if self.cuda_graphs else None
+        if recorded is not None:
+            # What was used last stands last, and is kept longest.
+            lane.recorded[shapes] = recorded
+            for taken, tensor in zip(recorded.taken, tensors, strict=True):
                 taken.copy_(tensor)
-            lane.graph.replay()
-        return lane.given
+            recorded.graph.replay()
+            return recorded.given, True
+        if not (repeated and self.cuda_graphs):
+            return self._launch(lane, lane.context, tensors), False
+        return self._record(lane, shapes, [tensor.clone() for tensor in tensors])
 
     def _placed(self, port: _Port, given: Kept, lane: _Lane) -> Tensor:
         """An input on the GPU as the engine wants it: copied only if it has to be."""
@@ -221,9 +287,8 @@ class TensorRtSession(Session):
         tensor = tensor.contiguous()
         return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
-    def _launch(self, lane: _Lane, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _launch(self, lane: _Lane, context: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Enqueue the engine on tensors that stay alive, or whose memory this stream alone uses again."""
-        context = lane.context
         for port, tensor in zip(self._inputs, tensors, strict=True):
             self._check(context.set_input_shape(port.name, tuple(tensor.shape)))
             self._check(context.set_tensor_address(port.name, tensor.data_ptr()))
@@ -236,30 +301,33 @@ class TensorRtSession(Session):
         self._check(context.execute_async_v3(lane.stream.cuda_stream))
         return outputs
 
-    def _record(self, lane: _Lane) -> None:
-        """Record the launch that has just been made; one that cannot be stays a launch."""
-        ready = getattr(lane.context, "is_stream_capturable", lambda stream: True)
-        if not ready(lane.stream.cuda_stream):
-            self._record_nothing("the engine cannot be recorded")
-            return
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Only this thread is watched: others allocate and copy meanwhile.
-            with (
-                _RECORDING,
-                torch.cuda.graph(graph, stream=lane.stream, capture_error_mode="thread_local"),
-            ):
-                launched = lane.context.execute_async_v3(lane.stream.cuda_stream)
-        except RuntimeError as error:
-            self._record_nothing(str(error).strip().splitlines()[0])
-            return
-        if not launched:
-            self._record_nothing(tail(self._log))
-            return
-        lane.graph = graph
-
-    def _record_nothing(self, reason: str) -> None:
-        self.cuda_graphs, self.detail = False, f"no CUDA graphs: {reason}"
+    def _record(self, lane: _Lane, shapes: _Shapes, taken: list[Tensor]) -> tuple[list[Tensor], bool]:
+        """Launch, and record the launch; one that cannot be stays a launch."""
+        if len(lane.recorded) >= _MOST_GRAPHS:
+            lane.forget(_MOST_GRAPHS - 1)
+        context = self._context(lane.memory)
+        given = self._launch(lane, context, taken)
+        graph, reason = torch.cuda.CUDAGraph(), ""
+        if not getattr(context, "is_stream_capturable", lambda stream: True)(lane.stream.cuda_stream):
+            reason = "the engine cannot be recorded"
+        else:
+            try:
+                # Only this thread is watched: others allocate and copy meanwhile.
+                with (
+                    _RECORDING,
+                    torch.cuda.graph(graph, stream=lane.stream, capture_error_mode="thread_local"),
+                ):
+                    launched = context.execute_async_v3(lane.stream.cuda_stream)
+                reason = "" if launched else tail(self._log)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+        if reason:
+            # The launch has to end before its context does.
+            lane.stream.synchronize()
+            self.stop_recording(reason)
+            return given, False
+        lane.recorded[shapes] = _Recorded(graph, context, taken, given)
+        return given, True
 
     def _check(self, done: bool) -> None:
         if not done:

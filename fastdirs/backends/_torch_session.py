@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.backends import Array, Kept, Session
+from fastdirs.backends._memory import enough_memory, lacks_memory
 from fastdirs.backends._transfer import on_host, placed
 from fastdirs.errors import BackendError
 from fastdirs.machine import bf16_unit
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+NO_CUDA = (
+    f"torch {torch.__version__} does not compute on the GPU. "
+    "Install a build of it for CUDA: https://pytorch.org/get-started."
+)
 # The switch for TF32 is one for the process.
 _SWITCH = Lock()
 Call = Callable[..., Tensor | tuple[Tensor, ...]]
@@ -56,7 +61,8 @@ class TorchSession(Session):
         self._dtype = _DTYPES[precision]
         # A copy: another precision or place of the caller's module would change the caller's pictures.
         stays = self.device == "cpu" and self._dtype == torch.float32
-        module = source if stays else copy.deepcopy(source).to(self.device, self._dtype)
+        with enough_memory():
+            module = source if stays else copy.deepcopy(source).to(self.device, self._dtype)
         self._call: Call | None = prepare(module)
         self.precision = precision
         version = torch.__version__.partition("+")[0]
@@ -69,11 +75,15 @@ class TorchSession(Session):
 
     def run_kept(self, inputs: Sequence[Kept]) -> list[Kept]:
         """See `Session`: on a GPU tensors of the module's own type."""
-        return list(self._run(inputs)) if self.device == "cuda" else super().run_kept(inputs)
+        if self.device == "cpu":
+            return super().run_kept(inputs)
+        with enough_memory():
+            return list(self._run(inputs))
 
     def run_all(self, inputs: Sequence[Kept]) -> list[Array]:
         """See `Session`."""
-        return [on_host(output) for output in self._run(inputs)]
+        with enough_memory():
+            return [on_host(output) for output in self._run(inputs)]
 
     def close(self) -> None:
         """See `Session`."""
@@ -93,7 +103,7 @@ class TorchSession(Session):
             try:
                 outputs = self._call(*tensors)
             except RuntimeError as error:
-                if self._dtype == torch.float32:
+                if self._dtype == torch.float32 or lacks_memory(error):
                     raise
                 reason = str(error).strip().splitlines()[0]
                 raise BackendError(

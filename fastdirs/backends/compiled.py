@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdirs.backends import Backend, Session
+from fastdirs.backends._memory import lacks_memory
 from fastdirs.backends._torch_session import TorchSession, torch_device, torch_precisions
 from fastdirs.errors import BackendError
 from fastdirs.recipe import Batch
@@ -52,6 +53,8 @@ class _Compiled:
         try:
             outputs: Tensor | tuple[Tensor, ...] = self._call(*inputs)
         except RuntimeError as error:
+            if lacks_memory(error):
+                raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[0] if lines else type(error).__name__
             raise BackendError(

@@ -1,8 +1,9 @@
 """OpenVINO on the CPU: bf16 where the processor has units for it, int8 where a graph is quantised."""
 
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -12,6 +13,7 @@ import openvino
 from openvino.properties import hint
 
 from fastdirs.backends import Array, Backend, Kept, Session
+from fastdirs.backends._memory import enough_memory, lacks_memory
 from fastdirs.errors import BackendError, OutputError, PrecisionError
 from fastdirs.machine import bf16_unit
 from fastdirs.manifest import cache_dir, sha256_file, sha256_json, write_bytes
@@ -35,7 +37,8 @@ class _OpenVino(Session):
         # Layers that a quantised graph leaves in float are faster in bf16: 3,135 against 2,626 images/s.
         floats = precision if precision != "int8" else "bf16" if bf16_unit() else "f32"
         mode = hint.PerformanceMode.THROUGHPUT if streaming else hint.PerformanceMode.LATENCY
-        compiled = _compile(source, {hint.inference_precision(): floats, hint.performance_mode(): mode})
+        compiled = _compile(source, floats, mode)
+        self._name = source.name
         # Asked for and in effect may differ: OpenVINO takes bf16 by itself on some processors and refuses it
         # on others.
         in_effect = compiled.get_property(hint.inference_precision()).to_string()
@@ -79,7 +82,8 @@ class _OpenVino(Session):
         request = self._requests.get()
         try:
             # The results are copies (share_outputs is off): the next call writes to the same buffers.
-            results = request.infer(given, share_inputs=True)
+            with enough_memory(), _refusals(self._name):
+                results = request.infer(given, share_inputs=True)
             return [results[index] for index in range(len(results))]
         finally:
             self._requests.put(request)
@@ -97,18 +101,45 @@ def _core() -> openvino.Core:
     return openvino.Core()
 
 
-def _compile(source: Path, settings: dict[str, object]) -> openvino.CompiledModel:
+@contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """OpenVINO's errors, which are all of one kind and say first where in its sources they arose, as ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        if lacks_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = " ".join(line for line in lines if line and not line.startswith("Exception from "))
+        raise BackendError(
+            f"OpenVINO refuses {name}: {reason.rstrip('.')}. Export it again, or use another backend."
+        ) from error
+
+
+def _compile(source: Path, floats: str, mode: hint.PerformanceMode) -> openvino.CompiledModel:
     """Compile a graph, or continue from what an earlier opening kept: the graph, read and optimised.
 
     OpenVINO has a cache of its own, but to it the same path, size and second are the same graph, and it never
     forgets one.
     """
-    facts = [sha256_file(source), openvino.__version__, _core().get_property("CPU", "FULL_DEVICE_NAME")]
+    settings = {hint.inference_precision(): floats, hint.performance_mode(): mode}
+    try:
+        digest = sha256_file(source)
+    except OSError as error:
+        raise BackendError(f"{source} cannot be read: {error.strerror}. Export it again.") from error
+    # Two processors, or two virtual machines on one, may have the same name and not the same units.
+    cpu = [_core().get_property("CPU", each) for each in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    facts = [digest, openvino.__version__, cpu, floats]
     kept = cache_dir() / "openvino" / f"{sha256_json(facts)}.blob"
     # One that is missing or damaged is made anew.
     with suppress(OSError, RuntimeError):
-        return _core().import_model(io.BytesIO(kept.read_bytes()), "CPU", settings)
-    compiled = _core().compile_model(str(source), "CPU", settings)
+        compiled = _core().import_model(io.BytesIO(kept.read_bytes()), "CPU", settings)
+        # The oldest are forgotten: those that were used least lately.
+        with suppress(OSError):
+            os.utime(kept)
+        return compiled
+    with enough_memory(), _refusals(source.name):
+        compiled = _core().compile_model(str(source), "CPU", settings)
     # Where nothing can be written, each opening compiles.
     with suppress(OutputError):
         write_bytes(kept, compiled.export_model().getvalue())
@@ -117,13 +148,14 @@ def _compile(source: Path, settings: dict[str, object]) -> openvino.CompiledMode
 
 
 def _forget_old(folder: Path) -> None:
-    """Remove the oldest files until the others take at most `_CACHE_BYTES`."""
+    """Remove the oldest files until the others take at most `_CACHE_BYTES`; the newest one stays."""
     total = 0
     # Another process may be doing the same.
     with suppress(OSError):
-        for path in sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True):
+        newest_first = sorted(folder.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for number, path in enumerate(newest_first):
             total += path.stat().st_size
-            if total > _CACHE_BYTES:
+            if number and total > _CACHE_BYTES:
                 path.unlink()
 
 

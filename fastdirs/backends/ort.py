@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 
 from fastdirs.backends import Array, Backend, Kept, Session
+from fastdirs.backends._memory import enough_memory
 from fastdirs.backends._ort_session import CPU, heavy_layers, open_graph, require_layers
 from fastdirs.errors import BackendError
 from fastdirs.recipe import Batch
@@ -28,20 +29,22 @@ class _Ort(Session):
                 f"ort has no precision {precision!r} on CPUs: ONNX Runtime does not compute in it. "
                 f"Use {' or '.join(_OFFERED)}."
             )
-        if precision == "int8":
+        layers, emulated = heavy_layers(source), _EMULATED.get(precision, "")
+        if "int8" in layers:
             # What a graph asks for and what is made of it may differ: layers are counted in the latter.
             with tempfile.TemporaryDirectory(prefix="fastdirs-ort-") as folder:
                 optimised = Path(folder) / source.name
                 session = open_graph(source, CPU, optimised=optimised)
-                layers = heavy_layers(optimised)
+                layers = heavy_layers(optimised, executed=True)
+            emulated = " (int8 rounded, computed in f32)" if precision == "f32" else ""
         else:
-            session, layers = open_graph(source, CPU), heavy_layers(source)
+            session = open_graph(source, CPU)
         words = require_layers(layers, precision, source.name)
         self._session: onnxruntime.InferenceSession | None = session
         self._inputs = session.get_inputs()
         self.precision = precision
         (provider,) = session.get_providers()
-        self.provider = f"ONNX Runtime {onnxruntime.__version__}, {provider}{_EMULATED.get(precision, '')}"
+        self.provider = f"ONNX Runtime {onnxruntime.__version__}, {provider}{emulated}"
         self.detail = "" if precision == "f32" else words
         self.num_parallel = 1
 
@@ -51,7 +54,8 @@ class _Ort(Session):
             each.name: np.asarray(value, _NUMPY.get(each.type))
             for each, value in zip(self._inputs, inputs, strict=True)
         }
-        outputs: list[Array] = self._session.run(None, arrays)
+        with enough_memory():
+            outputs: list[Array] = self._session.run(None, arrays)
         return [each.astype(np.float32) if each.dtype == np.float16 else each for each in outputs]
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def _open(source: Path, precision: str, streaming: bool = False, batch: Batch | 
         session,
         precision,
         stream,
-        # While one batch goes to the host, the next is computed.
+        # While one batch goes to the host, in a stream of its own, the next is computed.
         num_parallel=2 if streaming else 1,
         provider=_EMULATED.get(precision, ""),
         detail=", ".join(filter(None, (words, check_placement(session, CUDA)))),

@@ -2,13 +2,15 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnxruntime
 import torch
+from filelock import FileLock
 
 from fastdirs.backends import Backend, Kept, Session
 from fastdirs.backends._ort_gpu import CUDA, TENSORRT, lacks, load_libraries, needs, tensorrt_libraries
@@ -20,6 +22,7 @@ from fastdirs.backends._ort_session import (
     open_graph,
     require_layers,
 )
+from fastdirs.backends._tensorrt_batch import batch_of
 from fastdirs.errors import BackendError, SelectionError
 from fastdirs.manifest import cache_dir, environment, sha256_file, sha256_json
 from fastdirs.recipe import Batch
@@ -34,6 +37,7 @@ _SWITCHES = {
 # ONNX Runtime has no option against TF32, TensorRT's default for float32; only this, for the whole process,
 # which has to be set before it begins. Source: microsoft/onnxruntime issue 26029.
 _TF32 = "NVIDIA_TF32_OVERRIDE"
+Opened = TypeVar("Opened")
 
 
 class _OrtTensorRt(BoundSession):
@@ -43,9 +47,9 @@ class _OrtTensorRt(BoundSession):
         super().__init__("ort_tensorrt", *arguments, **keywords)
         self._batch = batch
 
-    def _run(self, inputs: Sequence[Kept]) -> list[torch.Tensor]:
+    def _run(self, inputs: Sequence[Kept], reader: torch.cuda.Stream | None) -> list[torch.Tensor]:
         check_batch(inputs, [each.shape for each in self._inputs], self._batch)
-        return super()._run(inputs)
+        return super()._run(inputs, reader)
 
 
 def _open(source: Path, precision: str, streaming: bool = False, batch: Batch | None = None) -> Session:
@@ -62,7 +66,7 @@ def _open(source: Path, precision: str, streaming: bool = False, batch: Batch | 
         )
     load_libraries(TENSORRT)
     words = require_layers(heavy_layers(source), precision, source.name)
-    batch = batch or Batch()
+    batch = batch or batch_of(source)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     shared = {"device_id": str(stream.device_index), "user_compute_stream": str(stream.cuda_stream)}
     options = shared | _SWITCHES[precision] | profile(graph_inputs(source), batch)
@@ -75,13 +79,17 @@ def _open(source: Path, precision: str, streaming: bool = False, batch: Batch | 
             "trt_timing_cache_path": str(folder),
         }
     others = [(CUDA, shared | {"use_tf32": "0"})]
-    session = open_graph(source, TENSORRT, options, others, hint=needs(TENSORRT))
+
+    def opened() -> onnxruntime.InferenceSession:
+        return open_graph(source, TENSORRT, options, others, hint=needs(TENSORRT))
+
+    session = opened() if folder is None else open_kept(folder, opened)
     return _OrtTensorRt(
         batch,
         session,
         precision,
         stream,
-        # While one batch goes to the host, the next is computed.
+        # While one batch goes to the host, in a stream of its own, the next is computed.
         num_parallel=2 if streaming else 1,
         detail=", ".join(filter(None, (words, check_placement(session, TENSORRT)))),
     )
@@ -124,6 +132,35 @@ def check_batch(inputs: Sequence[Kept], shapes: Sequence[Sequence[int | str]], b
             )
 
 
+def open_kept(folder: Path, opened: Callable[[], Opened]) -> Opened:
+    """Open what keeps an engine in a folder, one process at a time.
+
+    ONNX Runtime writes engines where it looks for them: another process may find half of one, and so does
+    the next one after a process that ended meanwhile. What is not opened with what was kept is made anew.
+
+    Args:
+        folder: Where the engine is kept; it exists.
+        opened: Opens it.
+
+    Raises:
+        BackendError: It cannot be opened from an empty folder either.
+    """
+    with FileLock(_lock_of(folder)):
+        kept = any(folder.iterdir())
+        try:
+            return opened()
+        except BackendError:
+            if not kept:
+                raise
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        return opened()
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_suffix(".lock")
+
+
 def _cache(source: Path, options: dict[str, str]) -> Path | None:
     """A folder for the engine of this graph, GPU, libraries and options; None where none can be made.
 
@@ -136,6 +173,7 @@ def _cache(source: Path, options: dict[str, str]) -> Path | None:
     folder = cache_dir() / "ort_tensorrt" / sha256_json(key)[:32]
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
+        _lock_of(folder).touch()
         return folder
     return None
 

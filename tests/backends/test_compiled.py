@@ -63,6 +63,17 @@ def test_a_module_that_is_no_single_graph_is_refused() -> None:
             session.run([np.ones((2, 3), np.float32)])
 
 
+class _Large(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.repeat(1, 2**48)
+
+
+def test_too_little_memory_says_what_helps() -> None:
+    session = BACKENDS.load("compiled").open(_Large(), "f32", False)
+    with pytest.raises(BackendError, match=r"too little memory .*Use a smaller --batch"):
+        session.run([np.ones((3, 1), np.float32)])
+
+
 def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, for which Triton compiles")

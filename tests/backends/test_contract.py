@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array, Session
+from fastdirs.backends._memory import enough_memory
 from fastdirs.errors import BackendError, MissingDependencyError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import part
@@ -40,6 +41,15 @@ def _pairs() -> Iterator[Any]:
         marks = [pytest.mark.slow] if name == "compiled" else []
         for precision in precisions:
             yield pytest.param(name, precision, marks=marks, id=f"{name}-{precision}")
+
+
+def _unknown_operator() -> bytes:
+    helper = onnx.helper
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Unheard", ["x"], ["y"])], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 PAIRS = list(_pairs())
@@ -243,6 +253,36 @@ def test_pixels_of_a_graph_are_uint8(
     assert pixels.shape == wanted.shape
     difference = np.abs(pixels.astype(int) - wanted)
     assert difference.mean() < DEFAULT_ACCEPT[precision].mean + 0.1
+
+
+@pytest.mark.parametrize(
+    "content", [b"no graph", b"", _unknown_operator(), None], ids=["text", "empty", "operator", "missing"]
+)
+@every_graph_pair
+def test_a_file_that_is_no_graph(backend: str, precision: str, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "broken.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    # Only what is refused like this is left out where there are others.
+    with pytest.raises(BackendError, match=r"broken\.onnx.*: .+\. "):
+        BACKENDS.load(backend).open(path, precision, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", True),
+        ("CUDA failure 2: out of memory ; GPU=0", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("Failed to allocate memory for requested buffer of size 3377699720527872", True),
+        ("std::bad_alloc", True),
+        ("mat1 and mat2 must have the same dtype", False),
+    ],
+)
+def test_too_little_memory_is_known_by_what_is_said(said: str, memory: bool) -> None:
+    refused = pytest.raises(BackendError if memory else RuntimeError, match=re.escape(said.rstrip(".")))
+    with refused, enough_memory():
+        raise RuntimeError(said)
 
 
 @pytest.mark.parametrize("backend", BACKENDS.names())

@@ -74,6 +74,18 @@ def test_a_module_that_does_not_run_in_bf16_says_so() -> None:
         session.run([np.zeros((1, 4), dtype=np.float32)])
 
 
+class _Large(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.repeat(1, 2**48)
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_too_little_memory_says_what_helps(precision: str) -> None:
+    session = BACKENDS.load("eager").open(_Large(), precision, False)
+    with pytest.raises(BackendError, match=r"too little memory .*Use a smaller --batch"):
+        session.run([np.ones((3, 1), np.float32)])
+
+
 def test_states_between_stages_are_kept_and_taken_up(layered: Generator) -> None:
     latents = layered.mapping(sample_z(range(3), layered.z_dim)).numpy()
     backend = BACKENDS.load("eager")

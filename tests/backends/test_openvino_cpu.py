@@ -86,6 +86,12 @@ def test_int8_says_which_layers(dcgan_artifact: Artifact, small_dcgan: Generator
         backend.open(dcgan_artifact.synthesis_path, "int8", False)
 
 
+def test_inputs_that_do_not_fit_are_refused(toy_artifact: Artifact) -> None:
+    session = BACKENDS.load("openvino_cpu").open(toy_artifact.synthesis_path, "f32", False)
+    with pytest.raises(BackendError, match=r"OpenVINO refuses synthesis.*\.onnx: (?!Exception from)"):
+        session.run([np.zeros((2, 1, 99), np.float32)])
+
+
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -107,13 +113,16 @@ def test_what_was_kept_gives_the_same_in_each_precision(
     for precision in precisions:
         shutil.rmtree(empty_cache, ignore_errors=True)
         fresh[precision] = images(precision)
-    (kept,) = empty_cache.iterdir()
-    before = kept.stat().st_mtime_ns
-    for precision in precisions:
+        (kept,) = empty_cache.iterdir()
+    before = kept.stat()
+    os.utime(kept, (1000, 1000))
+    for precision in [*precisions, precisions[-1]]:
         again, detail = images(precision)
         np.testing.assert_array_equal(again, fresh[precision][0])
         assert detail == fresh[precision][1]
-    assert kept.stat().st_mtime_ns == before, "it was made again"
+    assert kept.stat().st_ino == before.st_ino, "it was made again"
+    assert kept.stat().st_mtime > 1000, "what is used is forgotten last"
+    assert len(list(empty_cache.iterdir())) == len(precisions), "each has its own"
 
 
 def test_a_changed_graph_is_not_taken_for_the_old_one(toy_artifact: Artifact, empty_cache: Path) -> None:
@@ -165,6 +174,9 @@ def test_the_cache_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         os.utime(path, (1000 - age, 1000 - age))
     openvino_cpu._forget_old(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.blob", "1.blob"]
+    (tmp_path / "0.blob").write_bytes(bytes(300))
+    openvino_cpu._forget_old(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.blob"], "the newest stays, however large"
 
 
 _TWO_FIRST_CALLS = """

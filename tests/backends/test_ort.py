@@ -8,16 +8,25 @@ import onnx
 import pytest
 
 from fastdirs.artifact import Artifact
-from fastdirs.backends import BACKENDS
-from fastdirs.errors import BackendError
+from fastdirs.backends import BACKENDS, Array
+from fastdirs.errors import BackendError, PrecisionError
+from fastdirs.export import export_generator
 from fastdirs.generators import Generator
 from fastdirs.graph_precision import typed
 from fastdirs.latents import sample_z
 from fastdirs.parity import compare
 from fastdirs.quantization import quantize
-from fastdirs.recipe import DEFAULT_ACCEPT
+from fastdirs.recipe import DEFAULT_ACCEPT, Batch, Graph, Recipe
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'fastdirs[cpu]'")
+pytest.importorskip("onnxruntime", reason="pip install 'fastdirs[cpu]'")
+
+import onnxruntime
+
+from fastdirs.backends._ort_session import CPU, BoundSession, graph_inputs, heavy_layers, open_graph
+
+
+def _latents(generator: Generator, count: int) -> Array:
+    return generator.mapping(sample_z(range(count), generator.z_dim)).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +93,38 @@ def test_inputs_are_converted_to_what_the_graph_takes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, -np.array([[1.0, 2.0, 0.1]], np.float16).astype(np.float32))
 
 
-def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+def test_what_is_not_fused_is_no_int8(small_dcgan: Generator, tmp_path: Path) -> None:
+    # ONNX Runtime has no transposed convolution in int8: it dequantises and multiplies floats.
+    recipe = Recipe(generator="any", graph=Graph(lowering="plain"), batch=Batch(opt=2, max=2))
+    plain = export_generator(small_dcgan, tmp_path / "plain", recipe)
+    path = tmp_path / "int8.onnx"
+    quantize(plain.synthesis_path, path, [[_latents(small_dcgan, 64)]])
+    assert heavy_layers(path)["int8"] >= 2
+    with pytest.raises(PrecisionError, match=r"no int8 graph: it has \d heavy layers in f32,"):
+        BACKENDS.load("ort").open(path, "int8", False)
+    session = BACKENDS.load("ort").open(path, "f32", False)
+    assert session.provider.endswith("CPUExecutionProvider (int8 rounded, computed in f32)")
+
+
+def test_a_graph_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"no graph")
-    with pytest.raises(BackendError, match=r"ONNX Runtime refuses broken.onnx on CPUExecutionProvider: "):
-        BACKENDS.load("ort").open(path, "f32", False)
+    for read in (heavy_layers, graph_inputs):
+        with pytest.raises(BackendError, match=r"broken.onnx is no ONNX graph: .* Export it again"):
+            read(path)
+
+
+def test_too_little_memory_says_what_helps(tmp_path: Path) -> None:
+    helper, kind, path = onnx.helper, onnx.TensorProto.FLOAT, tmp_path / "large.onnx"
+    x = helper.make_tensor_value_info("x", kind, ["batch", 1])
+    y = helper.make_tensor_value_info("y", kind, ["batch", 2**48])
+    size = onnx.numpy_helper.from_array(np.array([1, 2**48]), "size")
+    graph = helper.make_graph([helper.make_node("Expand", ["x", "size"], ["y"])], "g", [x], [y], [size])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    sessions = [
+        BACKENDS.load("ort").open(path, "f32", False),
+        BoundSession("ort_cuda", open_graph(path, CPU), "f32", None),
+    ]
+    for session in sessions:
+        with pytest.raises(BackendError, match=r"too little memory .* Use a smaller --batch"):
+            session.run([np.ones((3, 1), np.float32)])

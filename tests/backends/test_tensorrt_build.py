@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fastdirs.backends import BACKENDS
+from fastdirs.backends._tensorrt_build import _read_timing, _write_timing
 from fastdirs.backends._tensorrt_library import logger, tail
 from fastdirs.errors import BackendError
 from fastdirs.generators import GENERATORS
@@ -80,28 +81,35 @@ def check(graph: Path, folder: Path, precision: str = "f32") -> Json:
     return content
 
 
-# Those whose like is among the others wait for the slow tests: tracing takes seconds.
-SLOW = ("biggan_deep", "stylegan2 with classes")
+# A family whose like is among the others waits for the slow tests: tracing takes seconds.
 FAMILIES = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
+    pytest.param(name, marks=pytest.mark.slow if name.endswith("with classes") else ())
     for name in sorted(set(CONFIGS) - {"onnx_graph"})
 ]
 
 
+@pytest.fixture(scope="module")
+def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    @cache
+    def graph_of(family: str) -> Path:
+        path = tmp_path_factory.mktemp("graph") / "synthesis.onnx"
+        traced(family, path)
+        return path
+
+    return graph_of
+
+
+@pytest.fixture
+def sngan(graph_of: Callable[[str], Path]) -> Path:
+    return graph_of("sngan")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family(family: str, tmp_path: Path) -> None:
-    graph = tmp_path / "synthesis.onnx"
-    traced(family, graph)
-    content = check(graph, tmp_path)
+def test_every_family(family: str, graph_of: Callable[[str], Path], tmp_path: Path) -> None:
+    content = check(graph_of(family), tmp_path)
     # What the parser warns of would be another picture, such as noise that no seed repeats.
     assert content["warnings"] == []
-
-
-@pytest.fixture(scope="module")
-def sngan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("sngan") / "synthesis.onnx"
-    traced("sngan", path)
-    return path
+    assert list(content["heavy_layers"]) == ["f32"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +217,39 @@ def test_int8_is_seen(tmp_path: Path) -> None:
     ]
     values = {"scale": np.float32(0.1), "zero": np.int8(0), "weight": np.ones((2, 3, 1, 1), np.float32)}
     graph = made(nodes, tmp_path / "int8.onnx", ["batch", 3, 8, 8], **values)
-    assert build(graph, tmp_path / "int8.engine", BATCH, RTX)["precision"] == "int8"
+    content = build(graph, tmp_path / "int8.engine", BATCH, RTX)
+    assert content["precision"] == "int8"
+    assert content["heavy_layers"] == {"int8": 1}
+
+
+def test_heavy_layers_are_counted_by_precision(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "weight"], ["wide"], "in_float"),
+        helper.make_node("Cast", ["wide"], ["narrow"], "narrowed", to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["narrow", "half"], ["cut"], "in_half"),
+        helper.make_node("Conv", ["cut", "half"], ["last"], "in_half_too"),
+        helper.make_node("Cast", ["last"], ["y"], "widened", to=TensorProto.FLOAT),
+    ]
+    ones = np.ones((3, 3, 1, 1), np.float32)
+    graph = made(
+        nodes, tmp_path / "mixed.onnx", ["batch", 3, 8, 8], weight=ones, half=ones.astype(np.float16)
+    )
+    content = build(graph, tmp_path / "mixed.engine", BATCH, RTX)
+    assert content["heavy_layers"] == {"f32": 1, "f16": 2}
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
+def test_measurements_that_cannot_be_read_or_kept_do_no_harm(tmp_path: Path) -> None:
+    # TensorRT for RTX still has the calls of TensorRT for them, which do nothing there.
+    config = trt.Builder(logger("tensorrt-rtx")).create_builder_config()
+    _write_timing(config, tmp_path / "none.timing")
+    assert not any(tmp_path.iterdir())
+    # A folder in the place of the file cannot be read, nor replaced.
+    _read_timing(config, tmp_path)
+    _write_timing(config, tmp_path)
+    _read_timing(config, tmp_path / "missing.timing")
+    _write_timing(config, tmp_path / "folder" / "kept.timing")
+    assert (tmp_path / "folder" / "kept.timing").read_bytes()
 
 
 def test_bad_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from fastdirs.artifact import Artifact
 from fastdirs.backends import BACKENDS, Array, Session, _tensorrt_run, engine_path
 from fastdirs.engines import build_engines
-from fastdirs.errors import BackendError, SelectionError
+from fastdirs.errors import ArtifactError, BackendError, SelectionError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import boundaries, part
 from fastdirs.latents import sample_z
@@ -30,7 +30,7 @@ def on_a_gpu(test: object) -> object:
 def test_every_name_that_running_needs_exists() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
     owners = {
-        "context": trt.IExecutionContext, "lane.context": trt.IExecutionContext, "config": trt.IRuntimeConfig,
+        "context": trt.IExecutionContext, "config": trt.IRuntimeConfig,
         "self._engine": trt.ICudaEngine, "self._runtime": trt.Runtime, "trt": trt,
     }  # fmt: skip
     used = {
@@ -43,6 +43,7 @@ def test_every_name_that_running_needs_exists() -> None:
     assert set(_tensorrt_run._DTYPES) <= set(trt.DataType.__members__)
     # Asked for by name, since one of the libraries has them.
     assert hasattr(trt.IExecutionContext, "is_stream_capturable")
+    assert "USER_MANAGED" in trt.ExecutionContextAllocationStrategy.__members__
     assert "EAGER" in trt.DynamicShapesKernelSpecializationStrategy.__members__
 
 
@@ -67,14 +68,31 @@ def test_parity(graphs: bool, small_dcgan: Generator, dcgan_artifact: Artifact) 
     latents = latents_of(small_dcgan, 8)
     reference = small_dcgan.synthesis(torch.from_numpy(latents)).numpy()
     session = opened(dcgan_artifact)
-    session.cuda_graphs = graphs
+    if not graphs:
+        session.stop_recording("asked for")
     # Each size twice and once more: launched, recorded, replayed.
     parity = measure(session, [latents], reference, (1, 1, 1, 8, 8, 8, 3))
     assert parity.within(DEFAULT_ACCEPT["f32"]), parity
     assert session.precision == "f32"
     assert session.provider.startswith("TensorRT")
     assert torch.cuda.get_device_name(0) in session.provider
-    assert "CUDA graphs" in session.provider or session.detail
+    assert ("CUDA graphs" in session.provider) == session.cuda_graphs
+    assert ("no CUDA graphs" in session.detail) != session.cuda_graphs
+    assert "heavy layers in f32" in session.detail
+    session.close()
+
+
+@on_a_gpu
+def test_sizes_in_turns_keep_their_cuda_graphs_apart(
+    small_dcgan: Generator, dcgan_artifact: Artifact
+) -> None:
+    latents = latents_of(small_dcgan, 8)
+    reference = small_dcgan.synthesis(torch.from_numpy(latents)).numpy()
+    session = opened(dcgan_artifact)
+    # More of them than are kept, each recorded, and then in turns: replayed, launched and recorded anew.
+    sizes = [size for size in range(1, 8) for _ in range(3)] + [7, 5, 7, 6, 1, 1, 1, 7, 4, 8] * 2
+    parity = measure(session, [latents], reference, sizes)
+    assert parity.within(DEFAULT_ACCEPT["f32"]), parity
     session.close()
 
 
@@ -183,7 +201,7 @@ def test_an_engine_beside_the_graph_is_used_or_refused(
     with pytest.raises(BackendError, match="serves batches of 1 to 8 images, and 16 are asked for"):
         BACKEND.open(graph, "f32", False, Batch(opt=16, max=16))
     engine_path(graph, library).write_bytes(b"changed")
-    with pytest.raises(BackendError, match="not what was built"):
+    with pytest.raises(ArtifactError, match="not what was built"):
         BACKEND.open(graph, "f32", False, BATCH)
 
 

@@ -57,7 +57,8 @@ def test_what_opens_is_measured_and_what_does_not_is_a_row() -> None:
         assert row["failure"] is None
         assert 0 < row["low"] <= row["images_per_second"] <= row["high"]
         assert 0 <= row["error_mean"] <= row["error_max"] < 0.5
-        assert row["extra"]["seconds_to_open"] > 0
+        # Only the first of them compiles.
+        assert list(row["extra"]) == ([] if "," in name else ["seconds_to_open"])
         assert f"{name} f32" in settings["providers"]
     # Ways that a backend does not have are no candidates.
     assert not {("ort, without CUDA graphs", "f32"), ("ort, streamed", "f32")} & set(found)

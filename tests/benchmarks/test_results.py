@@ -38,6 +38,7 @@ SETTINGS = {
         "generator", "batch", "rounds", "gflop_per_image", "matrix_tflops", "calibration_images", "quantised",
     },
     "families": {"rounds", "networks", "matrix_tflops"},
+    "families-chosen": {"rounds", "networks", "matrix_tflops"},
     "toy-directions": {
         "generator", "img_resolution", "attributes", "seeds", "steps", "threads", "chance",
     },
