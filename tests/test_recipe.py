@@ -39,16 +39,18 @@ def _write(folder: Path, text: str) -> Path:
 
 
 def test_there_are_recipes() -> None:
-    assert [path.stem for path in RECIPES] == ["celeba-faces-64", "toy"]
+    assert {"celeba-faces-64", "toy"} <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.generator == path.stem
-    assert recipe.weights_sha256 is not None
+    assert path.stem.startswith(recipe.generator) or recipe.generator.startswith("../assets/")
+    assert recipe.required == tuple(dict.fromkeys(("f32", *recipe.graph.precisions)))
+    if recipe.weights_sha256 is None:
+        assert "Not measured with these weights" in path.read_text()
+        return
     assert len(recipe.weights_sha256) == 64, "a recipe names the weights it was measured with"
-    assert recipe.required == ("f32",)
     # A recipe is measured, so it asks for no less than what is usual.
     for precision, tolerance in recipe.accept.items():
         assert tolerance.mean <= DEFAULT_ACCEPT[precision].mean
