@@ -98,7 +98,7 @@ def _candidates(artifact: Artifact, backend: str, precision: str | None) -> list
     if precision is not None and precision not in accept:
         raise BackendError(
             f"This artefact accepts {', '.join(accept)}, not {precision!r}. "
-            "Choose one of these, or export with a recipe that accepts more."
+            "Choose one of these, or export again with a recipe (or --precision) that accepts more."
         )
     if backend != AUTO:
         if BACKENDS.load(backend).runs != "graph":
