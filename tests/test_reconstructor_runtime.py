@@ -224,8 +224,8 @@ def test_a_graph_does_not_run_in_torch(artifact: ReconstructorArtifact) -> None:
 
 def test_unknown_backend(file: Path, artifact: ReconstructorArtifact) -> None:
     for source in (file, artifact):
-        with pytest.raises(UnknownNameError, match=r"'otr'\. Did you mean 'ort'"):
-            open_reconstructor(source, "otr")
+        with pytest.raises(UnknownNameError, match=r"'orr'\. Did you mean 'ort'"):
+            open_reconstructor(source, "orr")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
