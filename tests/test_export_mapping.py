@@ -158,8 +158,8 @@ def test_torch_renders_nothing_twice(layered: Generator, tmp_path: Path) -> None
     finally:
         handle.remove()
     backends = {row["backend"] for row in artifact.content["verified"]}
-    # Four to verify with; two to see what the stages hand on; for each backend what the mapping does worst, and
-    # what it should be.
+    # Four to verify with; two to see what the stages hand on; for each backend what the mapping does worst,
+    # and what it should be.
     assert sum(rendered) == 4 + 2 + len(backends) * 2
     assert len(artifact.reference().images) == 4
 
