@@ -8,6 +8,8 @@ from fastdirs.errors import BackendError
 from fastdirs.manifest import Json
 from fastdirs.recipe import Batch, Engine
 
+Progress = Callable[[str, int, int], None]
+
 
 def check_engine(engine: Engine) -> None:
     """Whether this machine could build what is asked for, before hours of other work.
@@ -27,7 +29,7 @@ def build_engines(
     graphs: Mapping[str, Path],
     batch: Batch,
     engine: Engine,
-    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    progress: Progress = lambda phase, done, total: None,
     report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Json]:
     """Build an engine of each graph, beside its graph.

@@ -1,6 +1,6 @@
 """A generator becomes ONNX graphs: lowered, traced, verified against torch fp32, or not kept at all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from fastdirs.artifact import KIND, MANIFEST, MAPPING, REFERENCE, SYNTHESIS, Artifact, Reference
 from fastdirs.backends import BACKENDS, Array, open_all
-from fastdirs.engines import build_engines, check_engine
+from fastdirs.engines import Progress, build_engines, check_engine
 from fastdirs.errors import ContractError, RecipeError
 from fastdirs.generators import Generator
 from fastdirs.graph_parts import mark_boundaries
@@ -42,7 +42,6 @@ _ROUNDS = 3
 # Latents that int8 ranges are taken from, of other seeds than it is verified with.
 _CALIBRATED = 128
 _CALIBRATION_SEED = 1_000_000
-Progress = Callable[[str, int, int], None]
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from fastdirs.artifact import MANIFEST, check_files
 from fastdirs.backends import Array, Session, graph_backends, open_all
+from fastdirs.engines import Progress, build_engines, check_engine
 from fastdirs.errors import ArtifactError, ParityError
 from fastdirs.machine import describe_machine
 from fastdirs.manifest import (
@@ -26,7 +27,7 @@ from fastdirs.manifest import (
     write_bytes,
     write_json,
 )
-from fastdirs.recipe import Batch, usual_batch
+from fastdirs.recipe import Batch, Engine, usual_batch
 from fastdirs.reconstructors import Reconstructor
 from fastdirs.tracing import trace
 
@@ -184,6 +185,8 @@ def export_reconstructor(
     force: bool = False,
     report: Report = lambda message: None,
     max_batch: int | None = None,
+    engine: Engine | None = None,
+    progress: Progress = lambda phase, done, total: None,
 ) -> ReconstructorArtifact:
     """Export a reconstructor, verify it at batch 1, 2 and the maximum, and write an artefact.
 
@@ -194,13 +197,18 @@ def export_reconstructor(
         force: Replace a folder that exists.
         report: Called with a line for each step.
         max_batch: Largest batch to verify, in pairs; None takes one that suits the image size.
+        engine: Engine to compile ahead of time; None for the graph alone.
+        progress: Called with what is going on, steps done and steps in all, where an engine is built.
 
     Raises:
         OutputError: The folder exists and `force` is off, or cannot be written.
         MissingDependencyError: No runtime for graphs is installed, so nothing could be verified.
         ParityError: A graph differs from torch by more than is accepted; nothing is kept.
         ContractError: The network cannot be traced.
+        BackendError: The machine cannot build the engine, or TensorRT refuses the graph.
     """
+    engine = engine or Engine()
+    check_engine(engine)
     pairs = _graph_backends()
     # A copy: the caller may be in the middle of training it.
     reconstructor = copy.deepcopy(reconstructor).cpu().eval().requires_grad_(False)
@@ -223,6 +231,8 @@ def export_reconstructor(
         reference = _make_reference(reconstructor)
         verified = _verify(folder / GRAPH, pairs, reference, batch.max, report)
         write_bytes(folder / REFERENCE, save(reference))
+        graphs = {"f32": folder / GRAPH} if engine.to != "onnx" else {}
+        engines = build_engines(folder, graphs, batch, engine, progress, report)
         made = manifest(KIND, {
             "reconstructor": settings,
             "recorded": recorded_of(content),
@@ -230,7 +240,7 @@ def export_reconstructor(
             "batch": asdict(batch),
             "accept": {"f32": {"largest_error_share": TOLERANCE}},
             "verified": verified,
-            "files": {name: sha256_file(folder / name) for name in (GRAPH, REFERENCE)},
+            "files": {name: sha256_file(folder / name) for name in (GRAPH, REFERENCE, *engines)},
             "machine": describe_machine(),
         })  # fmt: skip
         write_json(folder / MANIFEST, made)

@@ -10,9 +10,10 @@ import onnx
 import pytest
 import torch
 
-from fastdirs.backends import BACKENDS, Array, Session, graph_backends
+from fastdirs.backends import BACKENDS, Array, Session, engine_path, graph_backends
 from fastdirs.errors import ArtifactError, OutputError, ParityError
-from fastdirs.manifest import Json, sha256_file, write_json
+from fastdirs.manifest import Json, read_json, sha256_file, write_json
+from fastdirs.recipe import Engine
 from fastdirs.reconstructor_export import (
     GRAPH,
     OUTPUTS,
@@ -339,3 +340,16 @@ def test_pairs_are_the_same_each_time_and_differ() -> None:
     assert max(images.abs().max(), shifted.abs().max()) <= 1
     assert (images - shifted).abs().mean(dim=(1, 2, 3)).min() > 0.05
     assert images.std(dim=0).min() > 0
+
+
+@pytest.mark.parametrize("kind", RECONSTRUCTORS.names())
+def test_an_engine_beside_the_graph(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine = Engine(to="tensorrt-rtx", compute_capability=("8.9",))
+    out = tmp_path / "artifact"
+    export_reconstructor(_lived_in(kind), CONTENT, out, max_batch=MAX_BATCH, engine=engine)
+    path = engine_path(out / GRAPH, "tensorrt-rtx")
+    content = read_json(path.with_name(f"{path.name}.json"), "engine")
+    assert content["profile"] == {"min": 1, "opt": MAX_BATCH, "max": MAX_BATCH}
+    assert [port["name"] for port in content["inputs"]] == ["images", "shifted"]
+    assert {path.name, f"{path.name}.json"} <= set(open_reconstructor_artifact(out).content["files"])

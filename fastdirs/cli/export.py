@@ -74,6 +74,7 @@ def export(
     clash = [name for name, value in given.items() if value]
     if model is not None and is_run(Path(model)):
         model = str(reconstructor_of_run(Path(model)))
+    engine = Engine(to=to or "onnx", compute_capability=_items(capabilities))
     artifact: Artifact | ReconstructorArtifact
     if model is not None and model.endswith(".toml"):
         if clash:
@@ -84,13 +85,16 @@ def export(
             recipe = load_recipe(Path(model))
             artifact = export_recipe(recipe, Path(model).parent, out, force, note, progress)
     elif model is not None and is_reconstructor(Path(model)):
-        foreign = [name for name in clash if name != "--max-batch"]
+        foreign = [name for name in clash if name not in ("--max-batch", "--to", "--compute-capability")]
         if foreign:
             raise click.UsageError(
                 f"{model} is a reconstructor, not a generator: leave out {', '.join(foreign)}."
             )
         reconstructor, content = load_reconstructor(model)
-        artifact = export_reconstructor(reconstructor, content, out, force, note, max_batch)
+        with progress_bar() as progress:
+            artifact = export_reconstructor(
+                reconstructor, content, out, force, note, max_batch, engine, progress
+            )
     else:
         generator = load_model(model, family, factory, options)
         usual = usual_batch(generator.img_resolution)
@@ -100,7 +104,7 @@ def export(
             generator=generator.provenance.name,
             graph=Graph(lowering=lowering or "auto", precisions=graphs), accept=usual_accept(graphs),
             batch=Batch(opt=min(usual.opt, largest), max=largest),
-            engine=Engine(to=to or "onnx", compute_capability=_items(capabilities)),
+            engine=engine,
         )  # fmt: skip
         with progress_bar() as progress:
             artifact = export_generator(generator, out, recipe, force, note, progress)
