@@ -1,6 +1,7 @@
 """Edits of some layers: the stages before them run once for a seed, against the same graph run whole.
 
 python benchmarks/layers.py [--network NAME] [--layers 8-13] [--directions 10] [--seeds 2] [--dry-run]
+python benchmarks/layers.py --shares [--network NAME]    # how much lies before each stage: the limit of a cut
 """
 
 import argparse
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from families import networks, random_generator
 from harness import Row, print_rows, race, write_result
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastdirs
 from fastdirs.backends import Array
@@ -20,6 +23,8 @@ from fastdirs.bank_editing import restrict
 from fastdirs.directions import DirectionBank
 from fastdirs.discovery import discover
 from fastdirs.export import export_generator
+from fastdirs.generators import Generator
+from fastdirs.graphs import SynthesisGraph
 from fastdirs.halves import Halves
 from fastdirs.latents import parse_indices
 from fastdirs.recipe import Batch, Recipe
@@ -42,7 +47,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a tiny network of the same families, not kept")
     parser.add_argument("--dry-run", action="store_true", help="print, but keep nothing")
+    parser.add_argument("--shares", action="store_true", help="print what lies before each stage, and stop")
     arguments = parser.parse_args()
+    if arguments.shares:
+        for stage, share in enumerate(
+            shares_before(random_generator(networks(arguments.quick)[arguments.network]))
+        ):
+            print(f"before stage {stage}: {share:.1%} of the operations, so at most {1 / (1 - share):.2f}x")
+        return
     settings, rows = layers(
         arguments.network, arguments.layers, arguments.directions, arguments.seeds, arguments.rounds,
         arguments.quick,
@@ -52,6 +64,19 @@ def main() -> None:
         print(f"  {key}: {value}")
     if not (arguments.quick or arguments.dry_run):
         print(f"  kept in {write_result('layers', settings, rows)}")
+
+
+def shares_before(generator: Generator) -> list[float]:
+    """The share of one image's operations, as torch counts them, that lies before each stage."""
+    latents, *c = SynthesisGraph(generator).example()
+    state, counts = c[0] if c else None, [0]
+    with torch.inference_mode():
+        for stage in generator.stages:
+            counter = FlopCounterMode(display=False)
+            with counter:
+                state = stage(state, latents)
+            counts.append(counts[-1] + counter.get_total_flops())
+    return [count / counts[-1] for count in counts[:-1]]
 
 
 def layers(
