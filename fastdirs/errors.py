@@ -61,6 +61,14 @@ class PrecisionError(BackendError):
     """A graph of which a runtime would compute nothing in the precision that was asked for."""
 
 
+class MaskError(FastdirsError):
+    """A direction that removes no background, so that no pair of image and mask comes of it."""
+
+
+class DatasetError(FastdirsError):
+    """A dataset of images and masks that is incomplete, changed, or does not pair."""
+
+
 class DownloadError(FastdirsError):
     """A zoo entry that could not be fetched, or whose content is not what the zoo says."""
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastdirs.errors import ContractError, SelectionError, check_shape
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**63 - 1
+_WORD = 2**32
 MAX_EPSILON = 1000.0
 MAX_PSI = 1000.0
 MAX_INDICES = 1_000_000
@@ -24,7 +25,7 @@ def sample_z(seeds: Sequence[int], z_dim: int, z_bound: float | None = None) -> 
     Row i depends on `seeds[i]` alone: not on the batch it is drawn in, the device or the number of workers.
 
     Args:
-        seeds: Seeds from 0 to 2**32 - 1.
+        seeds: Seeds from 0 to 2**63 - 1.
         z_dim: Size of z.
         z_bound: None for normal z; else values beyond plus or minus this do not occur.
 
@@ -43,7 +44,7 @@ def sample_z(seeds: Sequence[int], z_dim: int, z_bound: float | None = None) -> 
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise SelectionError(f"Seed {seed} is out of range. Seeds run from 0 to {MAX_SEED}.")
-    states = [np.random.RandomState(seed) for seed in seeds]
+    states = [_random_state(seed) for seed in seeds]
     if z_bound is None:
         rows = [state.randn(z_dim) for state in states]
         return torch.from_numpy(np.asarray(rows, dtype=np.float32).reshape(len(rows), z_dim))
@@ -55,7 +56,12 @@ def sample_z(seeds: Sequence[int], z_dim: int, z_bound: float | None = None) -> 
 
 def sample_classes(seeds: Sequence[int], c_dim: int) -> Tensor:
     """A class for each seed, to measure a conditional generator with: `[batch]`, int64."""
-    return torch.tensor([np.random.RandomState(seed).randint(c_dim) for seed in seeds], dtype=torch.int64)
+    return torch.tensor([_random_state(seed).randint(c_dim) for seed in seeds], dtype=torch.int64)
+
+
+def _random_state(seed: int) -> np.random.RandomState:
+    """numpy's generator of a seed; one of more than 32 bits, which numpy takes as two words, has its own."""
+    return np.random.RandomState(seed if seed < _WORD else [seed % _WORD, seed // _WORD])
 
 
 def class_weights(c: int | Tensor | NDArray[np.generic], count: int, c_dim: int) -> Tensor:

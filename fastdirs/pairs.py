@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdirs.errors import SelectionError
-from fastdirs.latents import MAX_EPSILON, MAX_SEED, sample_classes, sample_z
+from fastdirs.latents import MAX_EPSILON, sample_classes, sample_z
 from fastdirs.manifest import Json
 
 Change = TypeVar("Change", float, Tensor)
@@ -18,6 +18,7 @@ VISIBLE = 8.0
 DISTRIBUTIONS = ("uniform", "normal")
 FIRST_TRAINING_SEED = 2**31
 """Seeds of training begin here; those that people look at and that reconstructors are judged on lie below."""
+_SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def draw_pairs(
         order = np.concatenate([random.permutation(num_directions) for _ in range(rounds)])
         directions = np.tile(order[:different], per_direction)
     epsilons = shifts.draw(random, batch)
-    room = MAX_SEED + 1 - first_seed if first_seed else FIRST_TRAINING_SEED
+    room = _SEEDS - first_seed if first_seed else FIRST_TRAINING_SEED
     begin = step * batch + seed * 1_000_003
     seeds = [first_seed + (begin + row) % room for row in range(batch)]
     return Pairs(

@@ -27,7 +27,8 @@ def install_hint(module: str) -> str:
     root = module.partition(".")[0]
     for requirement in importlib.metadata.requires("fastdirs") or []:
         match = re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", requirement)
-        if match and match[1].replace("-", "_") == root and match[2] != "dev":
+        # Some are imported under a name with other dashes: pysodmetrics is py_sod_metrics.
+        if match and re.sub("[-_]", "", match[1]) == re.sub("_", "", root) and match[2] != "dev":
             return f"pip install 'fastdirs[{match[2]}]'"
     return f"pip install {root}"
 

@@ -1,9 +1,6 @@
 """Opening an artefact or a generator on a backend; `auto` measures what is here and says what it chose."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -22,13 +19,15 @@ from fastdirs.errors import (
 )
 from fastdirs.generators import Classes, Generator
 from fastdirs.graphs import SynthesisGraph
-from fastdirs.halves import Halves, Reads, open_halves
+from fastdirs.halves import Halves, Reads
 from fastdirs.latents import class_weights, psi_per_layer, sample_z
 from fastdirs.latents_of_z import LatentsOfZ
 from fastdirs.manifest import Json
-from fastdirs.parity import Parity, measure, require
+from fastdirs.parity import Parity
 from fastdirs.recipe import TARGETS, Batch, usual_batch
 from fastdirs.selection import AUTO, check_precision, measure_backends
+from fastdirs.synthesis_parts import GraphParts, ModuleParts, SynthesisParts
+from fastdirs.tails import Tail
 from fastdirs.throughput import stream
 from fastdirs.traversal import LatentsOf
 
@@ -61,7 +60,7 @@ class Runtime:
         max_batch: int | None,
         usual_batch: int,
         reads: Sequence[Sequence[int]],
-        halve: Callable[[int, int], Halves],
+        parts: SynthesisParts,
         ends_in_pixels: bool = False,
     ) -> None:
         self.generator = generator
@@ -75,7 +74,7 @@ class Runtime:
         self.usual_batch = usual_batch
         self.session = synthesis
         self.reads = reads
-        self._halve = halve
+        self._parts = parts
         self._ends_in_pixels = ends_in_pixels
         self._latents_of_z = latents_of_z
         self._closed = False
@@ -227,7 +226,27 @@ class Runtime:
         self._check_open()
         if not stage and not self._ends_in_pixels:
             return Halves(0, None, self.session, Reads(), borrowed=True)
-        return self._halve(stage, batch_size)
+        return self._parts.halves(stage, batch_size)
+
+    def followed_by(self, tail: Tail, groups: int) -> Session:
+        """The synthesis and a module that reads its images, as one graph on the same backend and precision.
+
+        Of an artefact the graph is compared with torch first, at 1 group and at `groups`.
+
+        Args:
+            tail: What reads the images, in groups.
+            groups: Groups that will be rendered at a time.
+
+        Returns:
+            A session that takes `inputs`, each reshaped to `[groups, size, ...]`, and gives what the tail
+            gives.
+
+        Raises:
+            ParityError: What it gives differs from torch's by too much.
+            BackendError: The runtime refuses it, or was closed.
+        """
+        self._check_open()
+        return self._parts.followed(tail, groups)
 
     def describe(self) -> Json:
         """What is in effect, for manifests."""
@@ -319,21 +338,6 @@ def open_runtime(
     ahead = any(engine_path(graph, library).is_file() for library in TARGETS)
     pixels = synthesis.device != "cpu" and not ahead
 
-    def halve(stage: int, size: int) -> Halves:
-        opened = partial(plugin.open, streaming=streaming, batch=sizes_run)
-        halves = open_halves(graph, stage, best.precision, opened, pixels)
-        with ExitStack() as refused:
-            refused.callback(halves.close)
-            reference, tolerance = artifact.reference(), artifact.accept[best.precision]
-            if pixels:
-                # The smallest difference may carry a pixel over to the next grey level.
-                tolerance = replace(tolerance, max=max(tolerance.max, 1.0), psnr=min(tolerance.psnr, 50.0))
-            sizes = sorted({1, min(2, size), size})
-            parity = measure(halves.joined(), reference.inputs, reference.images, sizes)
-            require(parity, tolerance, f"{graph.name} cut before stage {stage} on {best.backend}")
-            refused.pop_all()
-        return halves
-
     return Runtime(
         generator=artifact.generator,
         backend=best.backend,
@@ -347,7 +351,7 @@ def open_runtime(
         usual_batch=usual,
         # Artefacts of earlier versions do not say.
         reads=artifact.content.get("graph", {}).get("reads", ()),
-        halve=halve,
+        parts=GraphParts(artifact, best.backend, best.precision, streaming, sizes_run, pixels),
         ends_in_pixels=pixels,
     )
 
@@ -380,5 +384,5 @@ def _open_generator(generator: Generator, backend: str, precision: str | None) -
         max_batch=None,
         usual_batch=min(16, usual_batch(generator.img_resolution).opt),
         reads=generator.reads,
-        halve=lambda stage, size: open_halves(generator, stage, wanted, plugin.open),
+        parts=ModuleParts(generator, name, wanted),
     )

@@ -14,10 +14,7 @@ _LONG_S = 1.0
 
 
 def stream(session: Session, batches: Iterable[Sequence[Kept]]) -> Iterator[Array]:
-    """Run batch after batch while the caller works on the results.
-
-    At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session
-    back.
+    """The images of batch after batch, rendered while the caller works on earlier ones.
 
     Args:
         session: An opened synthesis.
@@ -27,10 +24,26 @@ def stream(session: Session, batches: Iterable[Sequence[Kept]]) -> Iterator[Arra
     Yields:
         Images, in the order of the batches. `[batch, channels, height, width]`, float32.
     """
-    pending: deque[Future[Array]] = deque()
+    return (outputs[0] for outputs in stream_all(session, batches))
+
+
+def stream_all(session: Session, batches: Iterable[Sequence[Kept]]) -> Iterator[list[Array]]:
+    """Run batch after batch while the caller works on the results.
+
+    At most `num_parallel + 1` batches are in flight, so memory stays flat and a slow caller holds the session
+    back.
+
+    Args:
+        session: An opened graph or module.
+        batches: Its inputs, batch by batch. `[batch, ...]` each.
+
+    Yields:
+        Its outputs, in the order of the batches. `[batch, ...]` each.
+    """
+    pending: deque[Future[list[Array]]] = deque()
     with ThreadPoolExecutor(session.num_parallel, thread_name_prefix="synthesis") as pool:
         for batch in batches:
-            pending.append(pool.submit(session.run, batch))
+            pending.append(pool.submit(session.run_all, batch))
             if len(pending) > session.num_parallel:
                 yield pending.popleft().result()
         while pending:

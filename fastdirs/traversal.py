@@ -166,7 +166,8 @@ class Plan:
     def _rows(self, batch: int) -> NDArray[np.int64]:
         """Numbers of the images in a batch, in the order of all: `[batch_size]`, int64."""
         rows = np.arange(batch * self.batch_size, (batch + 1) * self.batch_size)
-        return np.minimum(rows, self.num_rendered - 1)
+        kept: NDArray[np.int64] = np.minimum(rows, self.num_rendered - 1)
+        return kept
 
     def strips(self, images: Iterable[Pixels], first: int = 0) -> Iterator[Strip]:
         """Rendered batches put together as strips, each as soon as its last image is there.

@@ -118,7 +118,14 @@ def remove_traversal(out: Path) -> None:
 
 def remove_leftovers(out: Path) -> None:
     """Remove temporary files of a run that was killed."""
-    for folder in (out, *(out / name for name in WRITERS.names())):
-        for path in folder.glob(".*.tmp") if folder == out else folder.rglob(".*.tmp"):
+    remove_leftovers_in(out)
+    for name in WRITERS.names():
+        remove_leftovers_in(*(path for path in (out / name, *(out / name).rglob("*")) if path.is_dir()))
+
+
+def remove_leftovers_in(*folders: Path) -> None:
+    """Remove temporary files of a run that was killed, from these folders and none below them."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
             if _LEFTOVER.fullmatch(path.name) and path.is_file():
                 path.unlink()

@@ -231,7 +231,8 @@ def _errors(inputs: Floats, wanted: Floats, colour_map: Floats) -> Floats:
 def _around(errors: Floats, shape: tuple[int, int, int]) -> Floats:
     """Mean over the neighbourhood of each pixel, as often repeated at the border as needed."""
     padded = np.pad(errors.reshape(shape), ((0, 0), (_REACH, _REACH), (_REACH, _REACH)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * _REACH + 1,) * 2, axis=(1, 2))
+    size = 2 * _REACH + 1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (1, size, size))
     means: Floats = windows.mean(axis=(-2, -1)).ravel()
     return means
 

@@ -167,9 +167,12 @@ def _header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, "np.dty
             # numpy warns of headers that Python 2 wrote.
             warnings.simplefilter("ignore")
             version = np.lib.format.read_magic(file)
+            header: tuple[tuple[int, ...], bool, np.dtype[Any]]
             if version == (1, 0):
-                return np.lib.format.read_array_header_1_0(file)
-            return np.lib.format.read_array_header_2_0(file)
+                header = np.lib.format.read_array_header_1_0(file)
+            else:
+                header = np.lib.format.read_array_header_2_0(file)
+            return header
     except _BAD_HEADER as error:
         raise _broken(path, str(error)) from error
 

@@ -146,7 +146,7 @@ def test_a_stage_that_does_not_exist(toy: Generator, stage: int) -> None:
         ({"samples": "-5"}, "samples=-5 is out of range"),
         ({"seed": "-1"}, "seed=-1 is out of range"),
         ({"stage": "-2"}, "stage=-2 is out of range"),
-        ({"seed": str(2**32)}, "Seed .* is out of range. Seeds run from 0 to"),
+        ({"seed": str(2**63)}, "Seed .* is out of range. Seeds run from 0 to"),
     ],
 )
 def test_bad_settings(toy: Generator, settings: dict[str, str], message: str) -> None:

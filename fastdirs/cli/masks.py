@@ -1,0 +1,207 @@
+"""`fastdirs masks`: pairs of images and masks along a background direction, or which direction is one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastdirs.cli._options import (
+    BACKEND,
+    CUTOFF,
+    FORCE,
+    JSON,
+    OUT,
+    PRECISION,
+    PSI,
+    load_model,
+    model_options,
+    show_runtime,
+)
+from fastdirs.registry import Registry
+
+_RULES: Registry[object] = Registry("fastdirs.mask_rules", "RULE", "mask rule")
+_PRESETS = ("published", "bgw")
+_MOST = 10**12
+
+
+def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    """LOW:HIGH, if given."""
+    if value is None:
+        return None
+    try:
+        low, high = map(float, value.split(":"))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not LOW:HIGH, such as 0.05:0.5.") from error
+    return low, high
+
+
+def _classes(ctx: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """One index, several with commas, "random", or None."""
+    if value is None or value == "random":
+        return value
+    parts = value.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{value!r} is no class. Expected an index, several such as 3,8, or random.")
+    return int(value) if len(parts) == 1 else tuple(map(int, parts))
+
+
+@click.command()
+@click.argument("model", metavar="MODEL|ARTIFACT")
+@click.argument("bank", required=False)
+@click.option(
+    "--direction", metavar="INDEX", type=click.IntRange(min=0), help="The one that removes backgrounds."
+)
+@click.option("--epsilon", metavar="LENGTH", type=float, help="Signed length of the shift.")
+@click.option(
+    "--count",
+    metavar="PAIRS",
+    type=click.IntRange(1, _MOST),
+    default=10_000,
+    show_default=True,
+    help="Pairs to make.",
+)
+@click.option("--rule", metavar="NAME", help=f"How a mask is read off: {', '.join(_RULES.names())}.")
+@click.option("--threshold", metavar="VALUE", type=float, help="Of the rule. [default: the usual one]")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Published settings, which other options change.")
+@click.option("--find", is_flag=True, help="Rank the directions of BANK as background removers instead.")
+@click.option(
+    "--area",
+    metavar="LOW:HIGH",
+    callback=_range,
+    help="Share of the image that a mask covers. [default: 0.05:0.5]",
+)
+@click.option(
+    "--peaks", metavar="COUNT", type=int, help="Peaks in the shifted image's histogram. [default: any]"
+)
+@click.option(
+    "--component",
+    metavar="SHARE",
+    type=float,
+    help="Drop connected parts that are not larger than this share of the largest. [default: none]",
+)
+@click.option(
+    "--class",
+    "classes",
+    metavar="INDEX",
+    callback=_classes,
+    help="Class of the images: one, several such as 3,8, or random, if it has classes.",
+)
+@PSI
+@CUTOFF
+@click.option(
+    "--first-seed",
+    metavar="SEED",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seeds from here on are tried, up to 100 for each pair.",
+)
+@click.option(
+    "--per-shard", metavar="PAIRS", type=int, help="Pairs in a shard. [default: 1000, fewer above 128 px]"
+)
+@click.option(
+    "--image-format",
+    type=click.Choice(["jpg", "png", "webp"]),
+    default="jpg",
+    show_default=True,
+    help="Of the images; masks are PNG.",
+)
+@click.option("--batch", metavar="PAIRS", type=int, help="Pairs rendered at a time.")
+@click.option(
+    "--on",
+    metavar="ray[:ADDRESS]",
+    help="Fill shards on a Ray cluster: ray alone starts one on this machine.",
+)
+@BACKEND
+@PRECISION
+@model_options
+@OUT
+@FORCE
+@JSON
+def masks(
+    model: str, bank: str | None, direction: int | None, epsilon: float | None, count: int, rule: str | None,
+    threshold: float | None, preset: str | None, find: bool, area: tuple[float, float] | None,
+    peaks: int | None, component: float | None, classes: Any, psi: float, cutoff: int | None,
+    first_seed: int, per_shard: int | None, image_format: str, batch: int | None, on: str | None,
+    backend: str, precision: str | None, family: str | None, factory: str | None, options: dict[str, str],
+    out: Path, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Make pairs of images and masks with a direction of BANK that removes the background.
+
+    The pairs are WebDataset shards in a folder, with a page that shows the first ones. A run that was
+    interrupted continues when the same command is given again. With --find, a ranking of all directions.
+
+    \b
+    Example:
+      fastdirs masks artifact bank.safetensors --find --out ranking
+      fastdirs masks artifact bank.safetensors --direction 3 --epsilon -4 --count 10000 --out pairs
+    """
+    from fastdirs.artifact import is_artifact, open_artifact
+    from fastdirs.cli._console import note, progress_bar, show_json
+    from fastdirs.directions import load_bank
+    from fastdirs.mask_page import PAGE_FILE
+    from fastdirs.mask_pairs import PairSource
+    from fastdirs.mask_settings import PRESETS, MaskSettings, with_filters
+    from fastdirs.masks import make_masks
+    from fastdirs.runtime import Runtime
+
+    if bank is None and factory is None:
+        raise click.UsageError("Missing argument 'BANK': a file made by `fastdirs discover`.")
+    # With --generator, MODEL may be left out: the only argument is the bank.
+    source, bank_path = (model, bank) if bank is not None else (None, model)
+    loaded = load_bank(str(bank_path))
+    known = source is not None and factory is None and is_artifact(Path(source))
+
+    given = {
+        "direction": direction,
+        "epsilon": epsilon,
+        "rule": rule,
+        "threshold": threshold,
+        "classes": classes,
+    }
+    values = {
+        **(PRESETS[preset].values if preset else {}),
+        **{name: value for name, value in given.items() if value is not None},
+        "psi": psi, "cutoff": cutoff,
+    }  # fmt: skip
+    missing = [name for name in ("direction", "epsilon") if name not in values]
+    if missing:
+        raise click.UsageError(
+            f"Missing option '--{missing[0]}'. Rank the directions first: fastdirs masks {model} {bank} --find."
+        )
+    low, high = area or (None, None)
+    settings = with_filters(
+        MaskSettings(**values), min_area=low, max_area=high, min_peaks=peaks, min_component=component
+    )
+
+    def opened(runtime: Runtime, pairs: PairSource) -> None:
+        show_runtime(runtime)
+        note(f"{count:,} pairs, {pairs.batch_size} rendered at a time, rule {settings.rule}")
+
+    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
+    with progress_bar() as progress:
+        dataset = make_masks(
+            opened_source, loaded, out, settings, count, first_seed=first_seed, per_shard=per_shard,
+            image_format=image_format, backend=backend, precision=precision, batch_size=batch, force=force,
+            progress=progress, opened=opened, filler=_filler(on),
+        )  # fmt: skip
+    content = dataset.content
+    rejected = ", ".join(f"{number:,} {reason}" for reason, number in content["rejected"].items())
+    note(
+        f"{content['acceptance']:.1%} of {content['tried']:,} candidates make a pair; rejected: {rejected or 'none'}"
+    )
+    if as_json:
+        show_json({"folder": str(out), **content})
+    else:
+        click.echo(out / PAGE_FILE)
+
+
+def _filler(on: str | None) -> Callable[..., None] | None:
+    """Who fills the shards: this process, or workers of a cluster."""
+    if on is None:
+        return None
+    raise click.BadParameter(f"{on!r} is no cluster.")
+
+
+COMMAND = masks

@@ -1,0 +1,19 @@
+"""What becomes lighter while the background becomes darker."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastdirs.mask_rules import MaskRule, grey
+
+
+def _mask(unshifted: Tensor, shifted: Sequence[Tensor], threshold: float) -> Tensor:
+    return grey(shifted[0]) - grey(unshifted) > threshold
+
+
+RULE = MaskRule(
+    summary="the shift makes it lighter (Voynov et al. 2021, Big GANs are watching you)",
+    signs=(1,),
+    threshold=0.0,
+    mask=_mask,
+)

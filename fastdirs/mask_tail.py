@@ -1,0 +1,57 @@
+"""What follows a synthesis to make pairs: the image as pixels, its mask, and the histogram of the shifted."""
+
+import torch
+from torch import Tensor, nn
+
+from fastdirs.images import GREY_LEVELS
+from fastdirs.mask_rules import MASK_RULES, MaskRule
+
+HISTOGRAM_BINS = 12
+
+
+class MaskTail(nn.Module):
+    """An image and the same shifted -> `pixels`, `mask`, `histogram`.
+
+    Args:
+        rule: Registered name.
+        threshold: Of the rule.
+
+    Attributes:
+        signs: What epsilon is multiplied with, for each of the images; the unshifted one, 0, is the first.
+        size: How many images that are.
+        outputs: Names of what `forward` returns.
+
+    Source:
+        Masks: see the rule. Histogram: Voynov et al. 2021, 12 bins of the shifted image over [-1, 1], all
+        channels together.
+    """
+
+    outputs = ("pixels", "mask", "histogram")
+
+    def __init__(self, rule: str, threshold: float) -> None:
+        super().__init__()
+        self.rule: MaskRule = MASK_RULES.load(rule)
+        self.threshold = threshold
+        self.signs = (0, *self.rule.signs)
+        self.size = len(self.signs)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images `[batch, signs, channels, height, width]`, float32 in [-1, 1].
+
+        Returns pixels `[batch, height, width, channels]`, uint8; masks `[batch, height, width]`, uint8, 1 =
+        salient object; how many values of the first shifted image lie in each bin, `[batch, 12]`, int32.
+        """
+        unshifted, *shifted = images.unbind(1)
+        mask = self.rule.mask(unshifted, shifted, self.threshold)
+        pixels = (unshifted * GREY_LEVELS + (GREY_LEVELS + 0.5)).clamp(0, 255).permute(0, 2, 3, 1)
+        return pixels.to(torch.uint8), mask.to(torch.uint8), _histogram(shifted[0])
+
+
+def _histogram(images: Tensor) -> Tensor:
+    """Values of each image in equal bins over [-1, 1], the outer ones open: `[batch, bins]`."""
+    edges = [2 * place / HISTOGRAM_BINS - 1 for place in range(1, HISTOGRAM_BINS)]
+    # One comparison with each edge: a graph for any runtime, and no values are sorted.
+    above = [(images >= edge).to(torch.int32).sum(dim=(1, 2, 3), dtype=torch.int32) for edge in edges]
+    every = torch.ones_like(images, dtype=torch.int32).sum(dim=(1, 2, 3), dtype=torch.int32)
+    counts = torch.stack([every, *above, torch.zeros_like(every)], dim=1)
+    return counts[:, :-1] - counts[:, 1:]
