@@ -1,9 +1,24 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from fastdirs.errors import ShapeError, UnknownNameError
-from fastdirs.images import ENCODERS, MIME_TYPES, decode, encode, grid, strip, to_uint8
+from fastdirs.errors import DatasetError, SelectionError, ShapeError, UnknownNameError
+from fastdirs.images import (
+    ENCODERS,
+    MIME_TYPES,
+    caption,
+    decode,
+    encode,
+    grid,
+    picture_size,
+    read_levels,
+    resize,
+    shrink,
+    strip,
+    to_uint8,
+)
 
 
 def picture(channels: int, seed: int = 0) -> np.ndarray:
@@ -69,7 +84,7 @@ def test_grid_stacks_rows() -> None:
     np.testing.assert_array_equal(stacked[6:], rows[1])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_png_round_trip(channels: int) -> None:
     pixels = picture(channels)
     np.testing.assert_array_equal(decode(encode(pixels, "png")), pixels)
@@ -107,3 +122,82 @@ def test_every_format_has_a_mime_type() -> None:
 def test_unknown_format_gets_the_nearest_spelling() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'jpg'"):
         encode(picture(3), "jpeg")
+
+
+def test_webp_keeps_opacity() -> None:
+    pixels = picture(4)
+    decoded = decode(encode(pixels, "webp"))
+    np.testing.assert_array_equal(decoded[..., 3], pixels[..., 3])
+
+
+def test_jpg_holds_no_opacity() -> None:
+    with pytest.raises(SelectionError, match="jpg holds no opacity"):
+        encode(picture(4), "jpg")
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 2), (4, 5, 5), (4, 5), (2, 4, 5, 3)])
+def test_pictures_of_other_axes_are_not_encoded(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="image has"):
+        encode(np.zeros(shape, np.uint8), "png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resizing_averages(channels: int) -> None:
+    pixels = np.zeros((8, 12, channels), np.uint8)
+    # Stripes finer than the result become their mean; a filter that does not grow would pick one of them.
+    pixels[:, ::2] = 200
+    small = resize(pixels, 2, 3)
+    assert (small.shape, small.dtype) == ((2, 3, channels), np.uint8)
+    assert np.abs(small.astype(int) - 100).max() <= 12
+
+
+def test_resizing_numbers() -> None:
+    ramp = np.linspace(0, 1, 5, dtype=np.float32)[None].repeat(3, axis=0)
+    large = resize(ramp, 30, 50)
+    assert (large.shape, large.dtype) == ((30, 50), np.float32)
+    assert 0 <= large.min() <= large.max() <= 1
+    assert (np.diff(large[7]) >= 0).all()
+    np.testing.assert_allclose(large[:, 25].mean(), 0.5, atol=0.03)
+    assert large.flags.writeable
+    assert resize(ramp, 3, 5) is ramp
+
+
+def test_shrinking_keeps_proportions_and_small_pictures() -> None:
+    wide = np.zeros((20, 80, 3), np.uint8)
+    wide[:, 40:] = 255
+    small = shrink(wide, 8)
+    assert small.shape == (2, 8, 3)
+    assert small[:, :3].max() < 10
+    assert small[:, 5:].min() > 245
+    assert shrink(wide[..., :1], 40).shape == (10, 40, 1)
+    assert shrink(wide, 80) is wide
+    assert shrink(np.zeros((1, 300, 1), np.uint8), 10).shape == (1, 10, 1)
+
+
+def test_captions_are_drawn_and_cut_off() -> None:
+    plain = caption("", 60, 18)
+    assert plain.shape == (18, 60, 3)
+    assert plain.dtype == np.uint8
+    assert (plain == 255).all()
+    assert caption("IoU 0.93", 60, 18).min() < 100
+    assert caption("a name that is far too long 漢", 60, 18, ground=0, ink=255).shape == (18, 60, 3)
+
+
+def test_levels_carry_alpha(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(3), "png"))
+    levels = read_levels(path)
+    assert levels.shape == (6, 9, 4)
+    assert (levels[..., 3] == 255).all()
+    assert picture_size(path) == (6, 9)
+    path.write_bytes(encode(picture(1), "png"))
+    assert read_levels(path).shape == (6, 9, 2)
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"GIF89a")
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read"):
+        read_levels(path)
+    with pytest.raises(DatasetError, match=r"a\.png cannot be read"):
+        picture_size(path)

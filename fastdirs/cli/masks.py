@@ -168,7 +168,7 @@ def masks(
     missing = [name for name in ("direction", "epsilon") if name not in values]
     if missing:
         raise click.UsageError(
-            f"Missing option '--{missing[0]}'. Rank the directions first: fastdirs masks {model} {bank} --find."
+            f"Missing option '--{missing[0]}'. To rank the directions: fastdirs masks {model} {bank} --find."
         )
     low, high = area or (None, None)
     settings = with_filters(
@@ -189,7 +189,8 @@ def masks(
     content = dataset.content
     rejected = ", ".join(f"{number:,} {reason}" for reason, number in content["rejected"].items())
     note(
-        f"{content['acceptance']:.1%} of {content['tried']:,} candidates make a pair; rejected: {rejected or 'none'}"
+        f"{content['acceptance']:.1%} of {content['tried']:,} candidates make a pair; "
+        f"rejected: {rejected or 'none'}"
     )
     if as_json:
         show_json({"folder": str(out), **content})
