@@ -10,7 +10,7 @@ from fastdirs.errors import SelectionError
 from fastdirs.manifest import Json
 
 Masks = NDArray[np.bool_]
-REASONS = ("empty", "too small", "too large", "one peak")
+REASONS = ("empty", "too small", "too large", "one peak", "unsure")
 """Why a candidate is rejected; the first one that holds is counted."""
 
 # Pixels touch at corners, too; images of a batch do not.
@@ -28,6 +28,8 @@ class Filters:
         min_peaks: Peaks that the histogram of the shifted image must have; 0 = any.
         min_component: Connected parts of a mask that are not larger than this share of its largest part are
             removed, before anything else; 0 = off.
+        min_agreement: A refined mask must agree with the one that it was refined from by more than this, as
+            intersection over union; 0 = off.
 
     Raises:
         SelectionError: A value out of range.
@@ -41,6 +43,7 @@ class Filters:
     max_area: float = 0.5
     min_peaks: int = 0
     min_component: float = 0.0
+    min_agreement: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_area < self.max_area <= 1:
@@ -55,13 +58,21 @@ class Filters:
                 f"A smallest component of {self.min_component:g} is out of range. Expected 0 (off) to 0.99."
             )
 
+        if not 0 <= self.min_agreement < 1:
+            raise SelectionError(
+                f"An agreement of {self.min_agreement:g} is out of range. Expected 0 (off) to 0.99."
+            )
+
     def to_json(self) -> Json:
         """The values by name."""
         return asdict(self)
 
 
 def apply_filters(
-    masks: Masks, histograms: NDArray[np.int32], filters: Filters
+    masks: Masks,
+    histograms: NDArray[np.int32],
+    filters: Filters,
+    agreement: NDArray[np.float64] | None = None,
 ) -> tuple[Masks, NDArray[np.float64], list[str]]:
     """Clean masks, and say which ones make a pair.
 
@@ -69,6 +80,7 @@ def apply_filters(
         masks: `[batch, height, width]`, bool.
         histograms: Values of the shifted image in each bin. `[batch, bins]`, int32.
         filters: What a pair has to be.
+        agreement: Of refined masks with what they were refined from, `[batch]`, 0 to 1; None if they are not.
 
     Returns:
         Masks without small parts, likewise; their areas `[batch]`, 0 to 1; and for each the reason why it is
@@ -83,6 +95,7 @@ def apply_filters(
         areas <= filters.min_area,
         (areas >= filters.max_area) & (filters.max_area < 1),
         peaks < filters.min_peaks,
+        np.zeros(len(masks), bool) if agreement is None else agreement <= filters.min_agreement,
     )
     reasons = [
         next((reason for reason, flags in zip(REASONS, rejected, strict=True) if flags[row]), "")

@@ -102,17 +102,20 @@ def data_url(picture: Pixels) -> str:
 def _facts(dataset: MaskDataset) -> dict[str, str]:
     content: dict[str, Any] = dataset.content
     filters, runtime = content["filters"], content["runtime"]
+    refined = ", refined" if content["refine"] else ""
     wanted = [f"area {filters['min_area']:g} to {filters['max_area']:g}"]
     if filters["min_peaks"]:
         wanted.append(f"at least {filters['min_peaks']} peaks")
     if filters["min_component"]:
         wanted.append(f"no parts below {filters['min_component']:g} of the largest")
+    if filters["min_agreement"]:
+        wanted.append(f"refined and unrefined agree by more than {filters['min_agreement']:g}")
     rejected = ", ".join(f"{number:,} {reason}" for reason, number in content["rejected"].items())
     return {
         "Generator": f"{content['generator']['name']} ({content['generator']['licence']})",
         "Direction": f"{content['direction']}: {content['bank']['label']}",
         "ε": f"{content['epsilon']:+g}",
-        "Rule": f"{content['rule']}, threshold {content['threshold']:g}",
+        "Rule": f"{content['rule']}, threshold {content['threshold']:g}{refined}",
         "Filters": ", ".join(wanted),
         "Candidates": f"{content['tried']:,}, {content['acceptance']:.1%} make a pair",
         "Rejected": rejected or "none",

@@ -19,6 +19,8 @@ from fastdirs.mask_tail import MaskTail
 from fastdirs.runtime import Runtime
 from fastdirs.shards import Pair
 
+_PRIOR_SEEDS = 64
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -80,6 +82,7 @@ class PairSource:
         ContractError: A class for an unconditional generator, or none for a conditional one.
         ParityError: Masks on this backend differ from torch's by too much.
         BackendError: The backend refuses the graph.
+        MissingDependencyError: Refined masks need a package that is not installed.
     """
 
     def __init__(
@@ -88,12 +91,13 @@ class PairSource:
         bank.check_generator(runtime.generator)
         self._runtime, self._settings = runtime, settings
         self._check_classes()
-        self._tail = MaskTail(settings.rule, settings.cut)
+        self._tail = MaskTail(settings.rule, settings.cut, settings.refine)
         epsilons = [sign * settings.epsilon for sign in self._tail.signs]
         self._shifts = bank.shifts(settings.direction, epsilons).numpy()[None]
         runtime.latents_of(settings.psi, settings.cutoff, None if self._classes([0]) is None else 0)
         self.batch_size = self._sized(batch_size)
         self.session: Session = runtime.followed_by(self._tail, self.batch_size)
+        self._prior = self._mean_saliency() if settings.refine else None
 
     def inputs(self, seeds: Sequence[int]) -> list[Kept]:
         """What the session takes for seeds.
@@ -115,10 +119,16 @@ class PairSource:
 
         Args:
             seeds: Those of the inputs.
-            outputs: The session's: pixels, masks, histograms.
+            outputs: The session's: pixels, masks, histograms, and saliency if masks are refined.
         """
-        pixels, masks, histograms = outputs
-        found, areas, reasons = apply_filters(masks.astype(bool), histograms, self._settings.filters)
+        pixels, masks, histograms, *saliency = outputs
+        found, agreement = masks.astype(bool), None
+        if self._prior is not None:
+            # A package of its own, which only refined masks need.
+            from fastdirs.mask_refinement import likely, refine
+
+            found, agreement = refine(pixels, likely(saliency[0], self._prior))
+        found, areas, reasons = apply_filters(found, histograms, self._settings.filters, agreement)
         classes = self._classes(seeds)
         named = None if classes is None else classes.tolist()
         return Candidates(seeds, named, pixels, found, areas, reasons, self._settings)
@@ -145,6 +155,14 @@ class PairSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _mean_saliency(self) -> NDArray[np.float32]:
+        """Where the objects of this generator lie, the same for all who make pairs with it: `[h, w]`."""
+        seeds = [*range(_PRIOR_SEEDS), *[_PRIOR_SEEDS - 1] * (-_PRIOR_SEEDS % self.batch_size)]
+        chunks = [seeds[first : first + self.batch_size] for first in range(0, len(seeds), self.batch_size)]
+        found = np.concatenate([self.session.run_all(self.inputs(chunk))[3] for chunk in chunks])
+        mean: NDArray[np.float32] = found[:_PRIOR_SEEDS].mean(axis=0, dtype=np.float64).astype(np.float32)
+        return mean / np.float32(255)
 
     def _sized(self, asked: int | None) -> int:
         largest = self._runtime.max_batch

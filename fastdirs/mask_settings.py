@@ -13,6 +13,9 @@ from fastdirs.mask_rules import MASK_RULES
 Classes = int | Sequence[int] | Literal["random"] | None
 """One class for all images, several that are drawn from by seed, all ("random"), or None."""
 
+# Those whose response is a difference of grey, above a threshold.
+_REFINED = ("lightening", "mean")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
@@ -23,13 +26,15 @@ class MaskSettings:
         epsilon: Signed length of the shift.
         rule: Registered name of the mask rule.
         threshold: Of the rule; None takes its usual one.
+        refine: Lead masks to the edges of the picture, see `mask_refinement`.
         filters: What a pair has to be.
         psi: Truncation, 1 = off.
         cutoff: How many of the first layers to truncate; None = all.
         classes: Classes of the images; None if unconditional.
 
     Raises:
-        SelectionError: An epsilon of 0 or beyond ±1000, or a threshold that is no number.
+        SelectionError: An epsilon of 0 or beyond ±1000, a threshold that is no number, a rule whose masks
+            cannot be refined, or an agreement of masks that are not refined.
         UnknownNameError: No such rule.
     """
 
@@ -37,6 +42,7 @@ class MaskSettings:
     epsilon: float
     rule: str = "lightening"
     threshold: float | None = None
+    refine: bool = False
     filters: Filters = field(default_factory=Filters)
     psi: float = 1.0
     cutoff: int | None = None
@@ -50,6 +56,14 @@ class MaskSettings:
         MASK_RULES.load(self.rule)
         if not abs(self.cut) <= MAX_EPSILON:
             raise SelectionError(f"Threshold {self.threshold} is out of range. Expected -1000 to 1000.")
+        if self.refine and self.rule not in _REFINED:
+            raise SelectionError(
+                f"Masks of the rule {self.rule} cannot be refined. Those of {' and '.join(_REFINED)} can."
+            )
+        if self.filters.min_agreement and not self.refine:
+            raise SelectionError(
+                "An agreement is of refined masks only. Ask for refined ones, or leave it out."
+            )
 
     @property
     def cut(self) -> float:
@@ -61,6 +75,7 @@ class MaskSettings:
         classes = list(self.classes) if isinstance(self.classes, list | tuple) else self.classes
         return {
             "direction": self.direction, "epsilon": self.epsilon, "rule": self.rule, "threshold": self.cut,
+            "refine": self.refine,
             "filters": self.filters.to_json(), "psi": self.psi, "cutoff": self.cutoff, "classes": classes,
         }  # fmt: skip
 
@@ -96,7 +111,11 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
-def with_filters(settings: MaskSettings, **values: Any) -> MaskSettings:
-    """The same settings with other values of the filters; None leaves one as it is."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return replace(settings, filters=replace(settings.filters, **given))
+def filters_of(values: Mapping[str, Any], **changes: float | None) -> Filters:
+    """The filters of a preset's values, or the usual ones, with some changed; None leaves one as it is.
+
+    Raises:
+        SelectionError: A value out of range.
+    """
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    return replace(values.get("filters", Filters()), **given)

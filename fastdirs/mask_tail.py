@@ -1,12 +1,15 @@
-"""What follows a synthesis to make pairs: the image as pixels, its mask, and the histogram of the shifted."""
+"""What follows a synthesis to make pairs: pixels, mask, histogram of the shifted image, maybe saliency."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastdirs.images import GREY_LEVELS
 from fastdirs.mask_rules import MASK_RULES, MaskRule
 
 HISTOGRAM_BINS = 12
+_SOFTNESS = 0.15
+"""Of a response above its threshold, in units of images in [-1, 1]: what is as good as sure."""
 
 
 class MaskTail(nn.Module):
@@ -15,6 +18,7 @@ class MaskTail(nn.Module):
     Args:
         rule: Registered name.
         threshold: Of the rule.
+        soft: Give saliency, too, for masks that are refined.
 
     Attributes:
         signs: What epsilon is multiplied with, for each of the images; the unshifted one, 0, is the first.
@@ -26,10 +30,10 @@ class MaskTail(nn.Module):
         channels together.
     """
 
-    outputs = ("pixels", "mask", "histogram")
-
-    def __init__(self, rule: str, threshold: float) -> None:
+    def __init__(self, rule: str, threshold: float, soft: bool = False) -> None:
         super().__init__()
+        self.outputs = ("pixels", "mask", "histogram", *(["saliency"] if soft else []))
+        self.soft = soft
         self.rule: MaskRule = MASK_RULES.load(rule)
         self.threshold = threshold
         self.signs = (0, *self.rule.signs)
@@ -39,12 +43,19 @@ class MaskTail(nn.Module):
         """Images `[batch, signs, channels, height, width]`, float32 in [-1, 1].
 
         Returns pixels `[batch, height, width, channels]`, uint8; masks `[batch, height, width]`, uint8, 1 =
-        salient object; how many values of the first shifted image lie in each bin, `[batch, 12]`, int32.
+        salient object; how many values of the first shifted image lie in each bin, `[batch, 12]`, int32; if
+        soft, saliency `[batch, height, width]`, uint8, 255 = surely the object.
         """
         unshifted, *shifted = images.unbind(1)
         mask = self.rule.mask(unshifted, shifted, self.threshold)
         pixels = (unshifted * GREY_LEVELS + (GREY_LEVELS + 0.5)).clamp(0, 255).permute(0, 2, 3, 1)
-        return pixels.to(torch.uint8), mask.to(torch.uint8), _histogram(shifted[0])
+        outputs = pixels.to(torch.uint8), mask.to(torch.uint8), _histogram(shifted[0])
+        return (*outputs, self._saliency(unshifted, shifted)) if self.soft else outputs
+
+    def _saliency(self, unshifted: Tensor, shifted: list[Tensor]) -> Tensor:
+        # Noise of single pixels is no object.
+        response = F.avg_pool2d(self.rule.response(unshifted, shifted)[:, None], 3, 1, 1)[:, 0]
+        return (torch.sigmoid((response - self.threshold) / _SOFTNESS) * 255 + 0.5).to(torch.uint8)
 
 
 def _histogram(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 
 from fastdirs.errors import SelectionError, UnknownNameError
 from fastdirs.mask_filters import Filters
-from fastdirs.mask_settings import PRESETS, MaskSettings, with_filters
+from fastdirs.mask_settings import PRESETS, MaskSettings, filters_of
 
 
 def test_the_threshold_in_effect() -> None:
@@ -34,12 +34,22 @@ def test_the_published_settings() -> None:
 
 
 def test_filters_are_changed_one_by_one() -> None:
-    settings = MaskSettings(direction=1, epsilon=2.0)
-    changed = with_filters(settings, min_area=0.1, max_area=None, min_peaks=2)
-    assert changed.filters == Filters(min_area=0.1, max_area=0.5, min_peaks=2)
-    assert changed.direction == 1
+    published = PRESETS["bgw"].values
+    assert filters_of({}) == Filters()
+    assert filters_of(published) == published["filters"]
+    changed = filters_of(published, min_area=0.1, max_area=None, min_peaks=3)
+    assert changed == Filters(min_area=0.1, max_area=0.5, min_peaks=3, min_component=0.2)
     with pytest.raises(SelectionError, match="area range"):
-        with_filters(settings, min_area=0.9)
+        filters_of({}, min_area=0.9)
+
+
+def test_refined_masks() -> None:
+    refined = MaskSettings(direction=0, epsilon=1.0, refine=True, filters=Filters(min_agreement=0.7))
+    assert refined.to_json()["refine"] is True
+    with pytest.raises(SelectionError, match="Masks of the rule intensity cannot be refined"):
+        MaskSettings(direction=0, epsilon=1.0, rule="intensity", refine=True)
+    with pytest.raises(SelectionError, match="An agreement is of refined masks only"):
+        MaskSettings(direction=0, epsilon=1.0, filters=Filters(min_agreement=0.7))
 
 
 @pytest.mark.parametrize(

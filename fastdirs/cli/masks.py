@@ -80,6 +80,13 @@ def _classes(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     type=float,
     help="Drop connected parts that are not larger than this share of the largest. [default: none]",
 )
+@click.option("--refine", is_flag=True, help="Lead masks to the edges of the picture (GrabCut).")
+@click.option(
+    "--agreement",
+    metavar="SHARE",
+    type=float,
+    help="Keep refined masks that agree with the unrefined ones by more, as IoU. [default: 0]",
+)
 @click.option(
     "--class",
     "classes",
@@ -122,7 +129,8 @@ def _classes(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 def masks(
     model: str, bank: str | None, direction: int | None, epsilon: float | None, count: int, rule: str | None,
     threshold: float | None, preset: str | None, find: bool, area: tuple[float, float] | None,
-    peaks: int | None, component: float | None, classes: Any, psi: float, cutoff: int | None,
+    peaks: int | None, component: float | None, refine: bool, agreement: float | None, classes: Any,
+    psi: float, cutoff: int | None,
     first_seed: int, per_shard: int | None, image_format: str, batch: int | None, on: str | None,
     backend: str, precision: str | None, family: str | None, factory: str | None, options: dict[str, str],
     out: Path, force: bool, as_json: bool,
@@ -142,7 +150,7 @@ def masks(
     from fastdirs.directions import load_bank
     from fastdirs.mask_page import PAGE_FILE
     from fastdirs.mask_pairs import PairSource
-    from fastdirs.mask_settings import PRESETS, MaskSettings, with_filters
+    from fastdirs.mask_settings import PRESETS, MaskSettings, filters_of
     from fastdirs.masks import make_masks
     from fastdirs.runtime import Runtime
 
@@ -160,26 +168,32 @@ def masks(
         "threshold": threshold,
         "classes": classes,
     }
+    published = dict(PRESETS[preset].values) if preset else {}
+    low, high = area or (None, None)
+    filters = filters_of(
+        published, min_area=low, max_area=high, min_peaks=peaks, min_component=component,
+        min_agreement=agreement,
+    )  # fmt: skip
     values = {
-        **(PRESETS[preset].values if preset else {}),
-        **{name: value for name, value in given.items() if value is not None},
-        "psi": psi, "cutoff": cutoff,
+        **published, **{name: value for name, value in given.items() if value is not None},
+        "filters": filters, "refine": refine, "psi": psi, "cutoff": cutoff,
     }  # fmt: skip
+    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
+    if find:
+        _rank(opened_source, loaded, values, out, f"fastdirs masks {model} {bank or ''}", backend, precision,
+              force, as_json)  # fmt: skip
+        return
     missing = [name for name in ("direction", "epsilon") if name not in values]
     if missing:
         raise click.UsageError(
             f"Missing option '--{missing[0]}'. To rank the directions: fastdirs masks {model} {bank} --find."
         )
-    low, high = area or (None, None)
-    settings = with_filters(
-        MaskSettings(**values), min_area=low, max_area=high, min_peaks=peaks, min_component=component
-    )
+    settings = MaskSettings(**values)
 
     def opened(runtime: Runtime, pairs: PairSource) -> None:
         show_runtime(runtime)
         note(f"{count:,} pairs, {pairs.batch_size} rendered at a time, rule {settings.rule}")
 
-    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     with progress_bar() as progress:
         dataset = make_masks(
             opened_source, loaded, out, settings, count, first_seed=first_seed, per_shard=per_shard,
@@ -196,6 +210,59 @@ def masks(
         show_json({"folder": str(out), **content})
     else:
         click.echo(out / PAGE_FILE)
+
+
+def _rank(
+    source: Any, bank: Any, values: dict[str, Any], out: Path, command: str, backend: str,
+    precision: str | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Rank all directions, show the page, and say how to go on with the best one."""
+    from fastdirs.cli._console import note, progress_bar, show_json, show_table
+    from fastdirs.mask_scores import PAGE_FILE, rank_removers, save_ranking
+    from fastdirs.runtime import open_runtime
+
+    classes = values.get("classes")
+    if isinstance(classes, tuple) or classes == "random":
+        raise click.UsageError("A ranking looks at one class. Name it with --class.")
+    epsilon, rule = values.get("epsilon"), values.get("rule")
+    with open_runtime(source, backend, precision, streaming=True) as runtime, progress_bar() as progress:
+        show_runtime(runtime)
+        ranking = rank_removers(
+            runtime, bank, epsilon=epsilon, rules=None if rule is None else [rule],
+            filters=values["filters"], psi=values["psi"], cutoff=values["cutoff"], c=classes,
+            progress=lambda done, total: progress("directions", done, total),
+        )  # fmt: skip
+    best = ranking.removers[0]
+    command = (
+        f"{command} --direction {best.direction} --epsilon {best.epsilon:g} --rule {best.rule} "
+        f"--area {values['filters'].min_area:g}:{values['filters'].max_area:g} --out PAIRS"
+    )
+    save_ranking(ranking, out, command, force)
+    if as_json:
+        removers = [vars(remover) for remover in ranking.removers]
+        show_json({"folder": str(out), "command": command, "removers": removers})
+        return
+    columns = (
+        "direction",
+        "label",
+        "epsilon",
+        "rule",
+        "score",
+        "separation",
+        "polarity",
+        "stability",
+        "area",
+    )
+    rows = [
+        [
+            str(r.direction), r.label, f"{r.epsilon:+g}", r.rule, f"{r.score:.3f}", f"{r.separation:.2f}",
+            f"{r.polarity:.2f}", f"{r.stability:.2f}", f"{r.area:.2f}",
+        ]
+        for r in ranking.removers[:10]
+    ]  # fmt: skip
+    show_table(["direction", "label", "epsilon", "rule", *figures], rows)
+    note(f"pictures: {out / PAGE_FILE}")
+    note(f"go on with: {command}")
 
 
 def _filler(on: str | None) -> Callable[..., None] | None:

@@ -19,6 +19,9 @@ class MaskRule:
         summary: One line, with the paper.
         signs: The images that it looks at beside the unshifted one: each is shifted by this times epsilon.
         threshold: The usual one, in the unit of the rule.
+        response: What is compared: (unshifted images, shifted ones, in the order of `signs`) ->
+            `[batch, height, width]`, float32, higher = rather the salient object. Images
+            `[batch, channels, height, width]`, float32 in [-1, 1]; traceable.
         mask: (unshifted images `[batch, channels, height, width]`, shifted ones likewise, in the order of
             `signs`, threshold) -> `[batch, height, width]`, bool, True = salient object. float32 in [-1, 1];
             traceable.
@@ -27,6 +30,7 @@ class MaskRule:
     summary: str
     signs: tuple[int, ...]
     threshold: float
+    response: Callable[[Tensor, Sequence[Tensor]], Tensor]
     mask: Callable[[Tensor, Sequence[Tensor], float], Tensor]
 
 

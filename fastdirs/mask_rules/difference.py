@@ -7,6 +7,10 @@ from torch import Tensor
 from fastdirs.mask_rules import MaskRule, brightness
 
 
+def _response(unshifted: Tensor, shifted: Sequence[Tensor]) -> Tensor:
+    return brightness(shifted[1]) - brightness(shifted[0])
+
+
 def _mask(unshifted: Tensor, shifted: Sequence[Tensor], threshold: float) -> Tensor:
     change = brightness(shifted[0]) - brightness(shifted[1])
     lowest, highest = change.amin(dim=(1, 2), keepdim=True), change.amax(dim=(1, 2), keepdim=True)
@@ -19,5 +23,6 @@ RULE = MaskRule(
     "(Voynov & Babenko 2020)",
     signs=(1, -1),
     threshold=0.6,
+    response=_response,
     mask=_mask,
 )

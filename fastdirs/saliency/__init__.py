@@ -1,0 +1,1 @@
+"""Saliency models: trained on synthesised masks, measured, exported and run over folders of pictures."""
