@@ -23,6 +23,8 @@ from fastdirs.reconstructor_export import KIND as RECONSTRUCTOR_ARTIFACT
 from fastdirs.reconstructor_export import open_reconstructor_artifact
 from fastdirs.reconstructors import KIND as RECONSTRUCTOR
 from fastdirs.reconstructors import load_reconstructor
+from fastdirs.segmenters import KIND as SEGMENTER
+from fastdirs.segmenters import load_segmenter
 
 _MAX_TENSORS = 40
 _ENGINE_MAGICS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
@@ -41,8 +43,8 @@ def inspect_file(path: Path) -> Json:
     """Describe a file or folder.
 
     Args:
-        path: A generator, checkpoint, bank, reconstructor, ONNX file, TensorRT engine, recipe or manifest, or
-            the folder of an artefact or traversal.
+        path: A generator, checkpoint, bank, reconstructor, segmenter, ONNX file, TensorRT engine, recipe or
+            manifest, or the folder of an artefact, traversal or dataset.
 
     Returns:
         What can be written as JSON: "kind" and "path", then what that kind holds. Where it cannot be used,
@@ -155,6 +157,9 @@ def _safetensors(path: Path) -> Json:
     if header.get("kind") == RECONSTRUCTOR:
         problem = _problem(load_reconstructor, path)
         return _described(RECONSTRUCTOR, path, {**header, **_count(tensors), **problem})
+    if header.get("kind") == SEGMENTER:
+        problem = _problem(load_segmenter, path)
+        return _described(SEGMENTER, path, {**header, **_count(tensors), **problem})
     return _checkpoint(path, "safetensors_file", Survey(parts={"": tensors}, part=""))
 
 

@@ -37,7 +37,8 @@ class Remover:
         epsilon: Signed length.
         rule: Registered name of the rule.
         score: separation x polarity x stability, 0 to 1.
-        separation: Share of the response's variance between object and background, mean over seeds, 0 to 1.
+        separation: Share of the response's variance between object and background, less what the same mask
+            separates without a shift; mean over seeds, 0 to 1.
         polarity: How much more of the mask lies in the middle than at the edge, mean over seeds, 0 to 1.
         stability: Share of seeds at which the mask is of an accepted area and lies in the middle, 0 to 1.
         area: Mean share of the image in the mask.
@@ -126,9 +127,10 @@ def rank_removers(
             for name, plugin in plugins.items():
                 for sign in (1, -1):
                     shifted = [both[sign * each] for each in plugin.signs]
-                    response = plugin.response(unshifted, shifted)
                     mask = plugin.mask(unshifted, shifted, plugin.threshold)
-                    figures = _figures(response, mask, accepted)
+                    with_shift = plugin.response(unshifted, shifted)
+                    without = plugin.response(unshifted, [unshifted] * len(shifted))
+                    figures = _figures(with_shift, without, mask, accepted)
                     remover = Remover(
                         direction=direction, label=bank.labels[direction], epsilon=sign * length, rule=name,
                         **figures,
@@ -198,10 +200,12 @@ def _lengths(bank: DirectionBank, direction: int, epsilon: float | None) -> list
     return [round(reach * min(-low, high), 3) for reach in _REACHES]
 
 
-def _figures(response: Tensor, mask: Tensor, filters: Filters) -> dict[str, float]:
+def _figures(with_shift: Tensor, without: Tensor, mask: Tensor, filters: Filters) -> dict[str, float]:
     soft = mask.float()
     area = soft.mean(dim=(1, 2))
-    apart, central = separation(response, soft), polarity(soft).clamp(min=0)
+    # An image that is light in the middle is separated already: what counts is what the shift adds.
+    apart = (separation(with_shift, soft) - separation(without, soft)).clamp(min=0)
+    central = polarity(soft).clamp(min=0)
     fits = (area > filters.min_area) & (area < filters.max_area) & (central > 0)
     values: dict[str, Any] = {
         "separation": apart.mean(), "polarity": central.mean(), "stability": fits.float().mean(),

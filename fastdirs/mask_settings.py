@@ -118,4 +118,5 @@ def filters_of(values: Mapping[str, Any], **changes: float | None) -> Filters:
         SelectionError: A value out of range.
     """
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    return replace(values.get("filters", Filters()), **given)
+    filters: Filters = values.get("filters", Filters())
+    return replace(filters, **given)

@@ -32,6 +32,8 @@ class MaskTail(nn.Module):
 
     def __init__(self, rule: str, threshold: float, soft: bool = False) -> None:
         super().__init__()
+        # Grey levels; steps of 255. What falls into which bin of a histogram is for the filter alone.
+        self.differences = {"pixels": 1, "mask": 0, "saliency": 8}
         self.outputs = ("pixels", "mask", "histogram", *(["saliency"] if soft else []))
         self.soft = soft
         self.rule: MaskRule = MASK_RULES.load(rule)

@@ -1,7 +1,7 @@
 """A module that reads images in groups, such as pairs, joined to the end of a synthesis as one graph."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,11 @@ class Tail(Protocol):
     """
 
     size: int
+
+    @property
+    def differences(self) -> Mapping[str, int]:
+        """Of each output that is compared with torch's: how far apart two values are the same."""
+        ...
 
     @property
     def outputs(self) -> Sequence[str]:

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ class Change(nn.Module):
 
     size = 2
     outputs = ("change", "brightness")
+    differences: ClassVar[dict[str, float]] = {}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         first, second = images.unbind(1)
@@ -69,6 +71,7 @@ def test_in_torch_the_tail_reads_float32_whatever_the_synthesis_computes_in(toy:
 
     class Seen(nn.Module):
         size, outputs = 2, ("same",)
+        differences: ClassVar[dict[str, float]] = {}
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             seen.append(images.dtype)

@@ -60,6 +60,7 @@ def export(
     from fastdirs.reconstructor_export import ReconstructorArtifact, export_reconstructor
     from fastdirs.reconstructor_runtime import is_run, reconstructor_of_run
     from fastdirs.reconstructors import is_reconstructor, load_reconstructor
+    from fastdirs.segmenters import is_segmenter
 
     given = {
         "--lowering": lowering,
@@ -74,6 +75,8 @@ def export(
     clash = [name for name, value in given.items() if value]
     if model is not None and is_run(Path(model)):
         model = str(reconstructor_of_run(Path(model)))
+    if model is not None and is_segmenter(Path(model)):
+        raise click.UsageError(f"{model} is a saliency model: fastdirs saliency export {model} --out {out}")
     engine = Engine(to=to or "onnx", compute_capability=_items(capabilities))
     artifact: Artifact | ReconstructorArtifact
     if model is not None and model.endswith(".toml"):

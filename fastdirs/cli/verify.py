@@ -26,10 +26,13 @@ def verify(artifact: Path, as_json: bool) -> None:
         open_reconstructor_artifact,
         verify_reconstructor,
     )
+    from fastdirs.saliency.export import is_segmenter_artifact, open_segmenter_artifact, verify_segmenter
     from fastdirs.verification import verify_artifact
 
     if is_reconstructor_artifact(artifact):
         rows = verify_reconstructor(open_reconstructor_artifact(artifact), note)
+    elif is_segmenter_artifact(artifact):
+        rows = verify_segmenter(open_segmenter_artifact(artifact), note)
     else:
         rows = verify_artifact(open_artifact(artifact), note)
     if as_json:

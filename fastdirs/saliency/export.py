@@ -231,7 +231,9 @@ def open_segmenter_artifact(path: str | Path) -> SegmenterArtifact:
     """
     folder = Path(path)
     if not folder.exists():
-        raise ArtifactError(f"{path} does not exist. Make it with: fastdirs export SEGMENTER --out {path}")
+        raise ArtifactError(
+            f"{path} does not exist. Make it with: fastdirs saliency export MODEL --out {path}"
+        )
     folder = folder if folder.is_dir() else folder.parent
     content = read_json(folder / MANIFEST, KIND)
     missing = [key for key in ("segmenter", "recorded", "batch", "accept", "files") if key not in content]

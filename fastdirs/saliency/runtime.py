@@ -210,7 +210,7 @@ def _open_weights(
     if plugin.runs != "module":
         raise BackendError(
             f"{name} runs exported graphs, not weights. "
-            "First: fastdirs export SEGMENTER --out DIR, then name DIR."
+            "First: fastdirs saliency export MODEL --out DIR, then name DIR."
         )
     check_precision(name, wanted)
     size = _batch_size(batch_size, min(_LARGEST_IN_TORCH, usual_batch(segmenter.img_resolution).opt), None)

@@ -253,7 +253,7 @@ def test_the_callers_network_is_left_alone(segmenter: Segmenter) -> None:
 
 
 def test_backends_that_do_not_fit(file: Path, artifact: SegmenterArtifact) -> None:
-    with pytest.raises(BackendError, match=r"ort runs exported graphs.*fastdirs export SEGMENTER"):
+    with pytest.raises(BackendError, match=r"ort runs exported graphs.*fastdirs saliency export MODEL"):
         open_saliency(file, "ort")
     with pytest.raises(BackendError, match="eager runs weights"):
         open_saliency(artifact, "eager")
