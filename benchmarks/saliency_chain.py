@@ -98,13 +98,13 @@ class Judge:
 
     def __call__(self, image: Pixels) -> NDArray[np.float32]:
         """Saliency of an image `[height, width, 3]`, uint8: `[height, width]`, float32, 0 to 1."""
-        values = resize(image, 320, 320).astype(np.float64)
+        values: NDArray[np.float64] = resize(image, 320, 320).astype(np.float64)
         values = (values / max(values.max(), 1) - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         given = {self._session.get_inputs()[0].name: values.transpose(2, 0, 1)[None].astype(np.float32)}
         found = self._session.run(None, given)[0][0, 0]
         found = (found - found.min()) / max(float(np.ptp(found)), 1e-9)
-        levels = resize((found * 255 + 0.5).astype(np.uint8)[..., None], *image.shape[:2])
-        saliency: NDArray[np.float32] = levels[..., 0].astype(np.float32) / 255
+        height, width = image.shape[:2]
+        saliency: NDArray[np.float32] = resize(found.astype(np.float32), height, width)
         return saliency
 
 

@@ -14,9 +14,13 @@ The map, each level importing only from those above it:
     directions, generators/           the direction bank; the generator contract, one file per family
     module_generator, identification, the user's own torch module; which family a checkpoint is of;
       shift_space, pairs,             the edited layers as one vector; what is shifted, along what, how far;
-      deformators, reconstructors/    direction and epsilon -> shift; an image pair -> direction and epsilon
+      deformators, reconstructors/,   direction and epsilon -> shift; an image pair -> direction and epsilon;
+      mask_rules/, separation,        a mask of an image and the same shifted; how well it separates the two;
+      shards, segmenters/             tar files of pairs; image -> saliency
     lowering/, interchange/,          pure rewrites before export; direction files of other programs;
       bank_editing, backends/,        labels, merge, select; one file per runtime;
+      mask_dataset, mask_tail,        the folder of shards; what follows a synthesis to make pairs;
+      mask_filters, mask_refinement,  what makes a pair; masks led to the edges of the picture;
       loading, graphs,                what the user names -> generator; what is traced;
       artifact, traversal             the exported folder; the plan: seeds x directions x epsilons
     parity, throughput, download,     error against torch; images per second; fetching zoo entries;
@@ -27,11 +31,16 @@ The map, each level importing only from those above it:
                                       against torch at three batch sizes
     discovery/, selection, export,    one file per method; the fastest backend here; trace, verify, write;
       reconstructor_export, halves,   the same for reconstructors; what edits share is computed once;
-      latents_of_z                    from z to latents, wherever the way was kept
+      latents_of_z, tails             from z to latents, wherever the way was kept; what reads the images
+    synthesis_parts                   a synthesis cut in two, or followed by what reads its images
     runtime, reconstructor_runtime,   an opened backend, for images and for what is seen in them;
       bench, inspection, writers/     every backend measured; what a file holds; strips, grids, atlas, video
-    traversal_folder, samples         the folder of a traversal; what plain sampling renders
-    gallery                           the pipeline that fills a folder
+    traversal_folder, samples,        the folder of a traversal; what plain sampling renders;
+      mask_settings                   what pairs are made with
+    mask_pairs                        seeds in, images and masks out
+    gallery, mask_page, mask_shards   the pipeline that fills a folder; how masks look; shards are filled
+    masks, mask_scores, saliency/     datasets of pairs; which direction removes the background; saliency models
+    cluster                           the same jobs on Ray
     rendering, evaluation/            plain sampling: images, a grid, or one array; how good directions are
     cli/                              click: parse, call one function, print
 """
@@ -54,9 +63,12 @@ if TYPE_CHECKING:
     from fastdirs.interchange import import_bank as import_bank
     from fastdirs.loading import convert as convert
     from fastdirs.loading import load_generator as load_generator
+    from fastdirs.masks import make_masks as make_masks
     from fastdirs.module_generator import ModuleGenerator as ModuleGenerator
     from fastdirs.rendering import render as render
     from fastdirs.runtime import open_runtime as open_runtime
+    from fastdirs.saliency.runtime import open_saliency as open_saliency
+    from fastdirs.saliency.training import train_saliency as train_saliency
 
 _PUBLIC = {
     "DirectionBank": "directions",
@@ -70,9 +82,12 @@ _PUBLIC = {
     "import_bank": "interchange",
     "load_bank": "directions",
     "load_generator": "loading",
+    "make_masks": "masks",
     "open_runtime": "runtime",
+    "open_saliency": "saliency.runtime",
     "pull": "download",
     "render": "rendering",
+    "train_saliency": "saliency.training",
     "traverse": "gallery",
 }
 __all__ = ["__version__", *_PUBLIC]

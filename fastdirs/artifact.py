@@ -80,6 +80,10 @@ class Artifact:
         identity: Json = self.content["generator"]
         return identity
 
+    def identity(self) -> Json:
+        """The same, as a generator says it of itself."""
+        return self.generator
+
     @property
     def accept(self) -> dict[str, Tolerance]:
         """Accepted error of each precision."""

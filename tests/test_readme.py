@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 DOCUMENTS = [
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "banks/README.md",
-    "assets/README.md", "docs/discovery.md", "docs/deployment.md",
+    "assets/README.md", "docs/discovery.md", "docs/deployment.md", "docs/masks.md", "docs/scale.md",
 ]  # fmt: skip
 _TABLES_ARE_CURRENT = """
 import sys

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from fastdirs.artifact import Artifact
 from fastdirs.cli import main
 from fastdirs.directions import DirectionBank
+from fastdirs.mask_settings import MaskSettings
+from fastdirs.masks import make_masks
 from fastdirs.reconstructors import build_reconstructor, save_reconstructor
 
 Run = Callable[..., Result]
@@ -80,6 +83,15 @@ def bank_file(toy_bank: DirectionBank, tmp_path: Path) -> Path:
     """The bank of the toy of 32 pixels."""
     toy_bank.save(tmp_path / "bank.safetensors")
     return Path("bank.safetensors")
+
+
+@pytest.fixture(scope="session")
+def pairs(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of the toy with their masks, as `fastdirs masks` makes them. Read only."""
+    out = tmp_path_factory.mktemp("pairs") / "pairs"
+    settings = MaskSettings(direction=4, epsilon=4.0, rule="mean")
+    make_masks(toy_artifact, toy_bank, out, settings, 60, per_shard=25, backend="ort")
+    return out
 
 
 @pytest.fixture
