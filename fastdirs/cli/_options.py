@@ -9,6 +9,7 @@ import click
 from fastdirs.errors import BankError, OutputError
 
 if TYPE_CHECKING:
+    from fastdirs.cluster import RayCluster
     from fastdirs.generators import Generator
     from fastdirs.runtime import Runtime
 
@@ -86,6 +87,51 @@ def model_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def _cluster_name(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Ray, or ray:ADDRESS, if given."""
+    if value is not None:
+        name, colon, address = value.partition(":")
+        if name != "ray" or (colon and not address):
+            raise click.BadParameter(f"{value!r} is no cluster. Expected ray, ray:auto or ray:HOST:PORT.")
+    return value
+
+
+def cluster_options(command: F) -> F:
+    """--on and --worker-cores: who does the work."""
+    for option in (
+        click.option(
+            "--worker-cores",
+            metavar="COUNT",
+            type=click.IntRange(min=1),
+            help="Cores of each worker on Ray. [default: all of the smallest machine]",
+        ),
+        click.option(
+            "--on",
+            metavar="ray[:ADDRESS]",
+            callback=_cluster_name,
+            help="Work on a Ray cluster at ADDRESS (auto or HOST:PORT); ray alone starts one here.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def open_cluster(on: str | None, worker_cores: int | None) -> "RayCluster | None":
+    """The cluster that the options above name; None for this process.
+
+    Raises:
+        click.UsageError: Cores of workers without a cluster.
+        FastdirsError: Ray is not installed, or nothing answers there.
+    """
+    if on is None:
+        if worker_cores is not None:
+            raise click.UsageError("--worker-cores is an option of --on ray.")
+        return None
+    from fastdirs.cluster import RayCluster
+
+    return RayCluster(address=on.partition(":")[2] or None, cores=worker_cores)
 
 
 def load_model(

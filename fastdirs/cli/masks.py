@@ -1,6 +1,5 @@
 """`fastdirs masks`: pairs of images and masks along a background direction, or which direction is one."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from fastdirs.cli._options import (
     OUT,
     PRECISION,
     PSI,
+    cluster_options,
     load_model,
     model_options,
+    open_cluster,
     show_runtime,
 )
 from fastdirs.registry import Registry
@@ -115,11 +116,7 @@ def _classes(ctx: click.Context, parameter: click.Parameter, value: str | None) 
     help="Of the images; masks are PNG.",
 )
 @click.option("--batch", metavar="PAIRS", type=int, help="Pairs rendered at a time.")
-@click.option(
-    "--on",
-    metavar="ray[:ADDRESS]",
-    help="Fill shards on a Ray cluster: ray alone starts one on this machine.",
-)
+@cluster_options
 @BACKEND
 @PRECISION
 @model_options
@@ -132,18 +129,18 @@ def masks(
     peaks: int | None, component: float | None, refine: bool, agreement: float | None, classes: Any,
     psi: float, cutoff: int | None,
     first_seed: int, per_shard: int | None, image_format: str, batch: int | None, on: str | None,
-    backend: str, precision: str | None, family: str | None, factory: str | None, options: dict[str, str],
-    out: Path, force: bool, as_json: bool,
+    worker_cores: int | None, backend: str, precision: str | None, family: str | None, factory: str | None,
+    options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Make pairs of images and masks with a direction of BANK that removes the background.
+    """Make pairs of images and masks along a background direction.
 
-    The pairs are WebDataset shards in a folder, with a page that shows the first ones. A run that was
+    One direction of BANK has to treat object and background differently. The pairs are WebDataset shards in a folder, with a page that shows the first ones. A run that was
     interrupted continues when the same command is given again. With --find, a ranking of all directions.
 
     \b
     Example:
       fastdirs masks artifact bank.safetensors --find --out ranking
-      fastdirs masks artifact bank.safetensors --direction 3 --epsilon -4 --count 10000 --out pairs
+      fastdirs masks artifact bank.safetensors --direction 4 --epsilon 4 --rule mean --count 200 --out pairs
     """
     from fastdirs.artifact import is_artifact, open_artifact
     from fastdirs.cli._console import note, progress_bar, show_json
@@ -158,6 +155,7 @@ def masks(
         raise click.UsageError("Missing argument 'BANK': a file made by `fastdirs discover`.")
     # With --generator, MODEL may be left out: the only argument is the bank.
     source, bank_path = (model, bank) if bank is not None else (None, model)
+    cluster = open_cluster(on, worker_cores)
     loaded = load_bank(str(bank_path))
     known = source is not None and factory is None and is_artifact(Path(source))
 
@@ -168,7 +166,11 @@ def masks(
         "threshold": threshold,
         "classes": classes,
     }
+    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     published = dict(PRESETS[preset].values) if preset else {}
+    if not int(opened_source.identity().get("c_dim", 0)):
+        # What was published for a generator with classes serves one without.
+        published.pop("classes", None)
     low, high = area or (None, None)
     filters = filters_of(
         published, min_area=low, max_area=high, min_peaks=peaks, min_component=component,
@@ -178,7 +180,6 @@ def masks(
         **published, **{name: value for name, value in given.items() if value is not None},
         "filters": filters, "refine": refine, "psi": psi, "cutoff": cutoff,
     }  # fmt: skip
-    opened_source = open_artifact(str(source)) if known else load_model(source, family, factory, options)
     if find:
         _rank(opened_source, loaded, values, out, f"fastdirs masks {model} {bank or ''}", backend, precision,
               force, as_json)  # fmt: skip
@@ -198,7 +199,7 @@ def masks(
         dataset = make_masks(
             opened_source, loaded, out, settings, count, first_seed=first_seed, per_shard=per_shard,
             image_format=image_format, backend=backend, precision=precision, batch_size=batch, force=force,
-            progress=progress, opened=opened, filler=_filler(on),
+            progress=progress, opened=opened, filler=cluster.fill_shards if cluster else None,
         )  # fmt: skip
     content = dataset.content
     rejected = ", ".join(f"{number:,} {reason}" for reason, number in content["rejected"].items())
@@ -242,17 +243,7 @@ def _rank(
         removers = [vars(remover) for remover in ranking.removers]
         show_json({"folder": str(out), "command": command, "removers": removers})
         return
-    columns = (
-        "direction",
-        "label",
-        "epsilon",
-        "rule",
-        "score",
-        "separation",
-        "polarity",
-        "stability",
-        "area",
-    )
+    figures = ("score", "separation", "polarity", "stability", "area")
     rows = [
         [
             str(r.direction), r.label, f"{r.epsilon:+g}", r.rule, f"{r.score:.3f}", f"{r.separation:.2f}",
@@ -263,13 +254,6 @@ def _rank(
     show_table(["direction", "label", "epsilon", "rule", *figures], rows)
     note(f"pictures: {out / PAGE_FILE}")
     note(f"go on with: {command}")
-
-
-def _filler(on: str | None) -> Callable[..., None] | None:
-    """Who fills the shards: this process, or workers of a cluster."""
-    if on is None:
-        return None
-    raise click.BadParameter(f"{on!r} is no cluster.")
 
 
 COMMAND = masks

@@ -21,12 +21,12 @@ RECURSIVE = click.option("--recursive", is_flag=True, help="Look into subfolders
 
 @click.group()
 def saliency() -> None:
-    """Train, measure, export and use a model that finds the salient object.
+    """Train, measure, export and use a saliency model.
 
     \b
     Example:
-      fastdirs saliency train pairs --preset quick -o steps=20 -o width=8 --out model.safetensors
-      fastdirs saliency run model.safetensors photos --out cutouts
+      fastdirs saliency train pairs --preset quick -o steps=20 -o width=8 --out quick.safetensors
+      fastdirs saliency run quick.safetensors images --out cutouts
     """
 
 
@@ -57,9 +57,9 @@ def train(
     dataset: Path, preset: str, settings: dict[str, str], listed: bool, folder: Path | None, out: Path,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Train a saliency model on DATASET, a folder that `fastdirs masks` made.
+    """Train a saliency model on images and masks.
 
-    Images and masks are streamed from its shards. After a kill the same command continues. On several
+    DATASET is a folder that `fastdirs masks` made. Its images and masks are streamed from its shards. After a kill the same command continues. On several
     GPUs: torchrun --nproc-per-node 4 -m fastdirs saliency train ...
 
     \b
@@ -124,14 +124,15 @@ def evaluate(
     predictions: Path, masks: Path, images: Path | None, ignore_unpaired: bool, no_stretch: bool,
     recursive: bool, backend: str, precision: str | None, out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Score a model, or saliency maps in a folder, against MASKS, a folder of masks.
+    """Score a model, or saliency maps, against a folder of masks.
 
     F-measures (beta² 0.3), MAE, S- and E-measure, IoU and accuracy; as JSON, a page and a sheet of the best
     and worst cases. Files pair by name.
 
     \b
     Example:
-      fastdirs saliency eval model.safetensors masks --images photos --out report
+      fastdirs saliency run model.safetensors images --write masks --out found
+      fastdirs saliency eval model.safetensors found/masks --images images --ignore-unpaired --out report
     """
     from fastdirs.cli._console import note, progress_bar, show_json, show_table
     from fastdirs.saliency.evaluation import evaluate_folder, read_predictions, table
@@ -197,13 +198,13 @@ def run(
     model: Path, images: Path, write: str, threshold: float, hard: bool, skip_unreadable: bool,
     recursive: bool, backend: str, precision: str | None, out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the salient object in every picture of DIR: masks, saliency maps, cut-outs with alpha.
+    """Find the salient object in every picture of a folder.
 
-    Pictures may have any size and format. A run that was interrupted continues with the same command.
+    Writes masks, saliency maps, and cut-outs with alpha. Pictures may have any size and format. A run that was interrupted continues with the same command.
 
     \b
     Example:
-      fastdirs saliency run model.safetensors photos --write masks,cutouts --out cutouts
+      fastdirs saliency run model.safetensors images --write masks,cutouts --out objects
     """
     from fastdirs.cli._console import note, progress_bar, show_json
     from fastdirs.saliency.cutouts import run_folder
@@ -249,7 +250,9 @@ def export(
     model: Path, images: Path | None, max_batch: int | None, to: str, capabilities: str | None, out: Path,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Write MODEL as an ONNX graph whose masks are compared with torch's, or fail.
+    """Write MODEL as a verified ONNX graph.
+
+    Its masks are compared with torch's; beyond the tolerance it fails, and nothing is kept.
 
     \b
     Example:

@@ -13,8 +13,10 @@ from fastdirs.cli._options import (
     OUT,
     PRECISION,
     PSI,
+    cluster_options,
     load_model,
     model_options,
+    open_cluster,
     show_runtime,
 )
 from fastdirs.registry import Registry
@@ -87,6 +89,7 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     show_default=True,
     help=f"What to write: {', '.join(_WRITERS.names())}.",
 )
+@cluster_options
 @BACKEND
 @PRECISION
 @model_options
@@ -95,9 +98,9 @@ def _batch(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @JSON
 def traverse(
     model: str, bank: str | None, seeds: str, directions: str, epsilons: str, layers: str, psi: float,
-    cutoff: int | None, c: int | None, batch: int | None, image_format: str, write: str, backend: str,
-    precision: str | None, family: str | None, factory: str | None, options: dict[str, str], out: Path,
-    force: bool, as_json: bool,
+    cutoff: int | None, c: int | None, batch: int | None, image_format: str, write: str, on: str | None,
+    worker_cores: int | None, backend: str, precision: str | None, family: str | None, factory: str | None,
+    options: dict[str, str], out: Path, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Render the directions of BANK on MODEL or ARTIFACT.
 
@@ -121,6 +124,7 @@ def traverse(
     if bank is None and factory is None:
         raise click.UsageError("Missing argument 'BANK': a file made by `fastdirs discover`.")
     chosen_seeds, chosen_epsilons = parse_seeds(seeds), parse_epsilons(epsilons)
+    cluster = open_cluster(on, worker_cores)
     # With --generator, MODEL may be left out: the only argument is the bank.
     source, bank_path = (model, bank) if bank is not None else (None, model)
     loaded = load_bank(str(bank_path))
@@ -150,7 +154,7 @@ def traverse(
             opened_source, loaded, out, chosen_seeds, chosen, chosen_epsilons, layers=edited, psi=psi,
             cutoff=cutoff, c=c, image_format=image_format, backend=backend, precision=precision,
             writers=[name.strip() for name in write.split(",")], batch_size=batch, force=force,
-            progress=progress, opened=opened,
+            progress=progress, opened=opened, filler=cluster.write_strips if cluster else None,
         )  # fmt: skip
     page = out / "index.html"
     if as_json:

@@ -20,8 +20,8 @@ from fastdirs.cli import COMMANDS, main
 
 README = Path(__file__).parents[2] / "README.md"
 HEAVY = ["torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "PIL", "rich"]
-# Their examples make the bank and the artefact that the other examples start from.
-MAKERS = ["discover", "export", "bank", "masks", "saliency train"]
+# Their examples make what the other examples start from.
+MAKERS = ["discover", "export", "bank", "render", "masks", "saliency train"]
 _WITHOUT_PACKAGES = f"""
 import sys
 
