@@ -121,7 +121,8 @@ def speed(
     ours = max((r for r in rows if r.name.startswith("fastdirs, ") and r.precision != "int8"),
                key=lambda row: row.images_per_second)  # fmt: skip
     settings: dict[str, object] = {
-        "generator": GENERATOR, "rounds": rounds, "pairs": PAIRS, "best": f"{ours.name}, {ours.precision}",
+        "generator": GENERATOR, "rounds": rounds, "pairs": PAIRS, "batch": PUBLISHED_BATCH,
+        "best": f"{ours.name}, {ours.precision}",
         "ratios": {
             name: round(ours.images_per_second / rate[name, "f32"], 2)
             for name in ("published loop, one pair at a time", f"published loop, batch {PUBLISHED_BATCH}")
@@ -236,7 +237,7 @@ def memory(artifact: Artifact, folder: Path, most: int) -> tuple[dict[str, objec
         peak, seconds = map(float, done.stdout.split())
         rows.append({"pairs": pairs, "peak_mib": round(peak), "seconds": round(seconds, 1)})
     growth = rows[-1]["peak_mib"] - rows[0]["peak_mib"]  # type: ignore[operator]
-    return {"generator": GENERATOR, "backend": ", ".join(BEST), "growth_mib": growth}, rows
+    return {"generator": GENERATOR, "backend": ", ".join(BEST), "batch": 32, "growth_mib": growth}, rows
 
 
 if __name__ == "__main__":

@@ -71,8 +71,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fastdirs-chain-") as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [*faces(folder, arguments), *toy(folder, arguments.steps)]
-    settings = {"pairs": arguments.pairs, "steps": arguments.steps, "seeds": arguments.seeds}
+        clock = Clock()
+        rows = [*faces(folder, arguments, clock), *toy(folder, arguments.steps)]
+    settings = {
+        "pairs": arguments.pairs, "steps": arguments.steps, "seeds": arguments.seeds, "batch": 16,
+        "agreement": AGREEMENT, "seconds": clock.seconds,
+    }  # fmt: skip
     if not arguments.dry_run:
         print(f"kept in {write_result('saliency-chain', settings, rows)}")
 
@@ -108,12 +112,12 @@ class Judge:
         return saliency
 
 
-def faces(folder: Path, arguments: argparse.Namespace) -> list[Json]:
+def faces(folder: Path, arguments: argparse.Namespace, clock: "Clock") -> list[Json]:
     """celeba-faces-64: the chain, and what the judge says of each step."""
     fastdirs.pull("celeba-faces-64")
     generator = fastdirs.load_generator("celeba-faces-64")
     artifact = fastdirs.export_generator(generator, folder / "faces")
-    clock = Clock()
+    clock("exported")
     sought = fastdirs.discover(generator, "background", 1)
     clock("direction sought")
     banks = Path(__file__).parents[1] / "banks"
@@ -143,7 +147,7 @@ def faces(folder: Path, arguments: argparse.Namespace) -> list[Json]:
         if arguments.sod:
             rows += photographs(model, judged.judge, arguments.sod)
     clock("model judged")
-    return [{"generator": "celeba-faces-64", "seconds": clock.seconds, **row} for row in rows]
+    return [{"generator": "celeba-faces-64", "against": "U2-Netp", **row} for row in rows]
 
 
 def toy(folder: Path, steps: int) -> list[Json]:
@@ -163,11 +167,16 @@ def toy(folder: Path, steps: int) -> list[Json]:
     with open_runtime(generator) as runtime, open_saliency(folder / "toy.safetensors") as model:
         images = pixels_of(runtime, seeds)
         found = [saliency > 0.5 for saliency in model.saliency(list(images))]
+    truth = np.stack([exact(generator, seed) for seed in seeds])
     rows = [
-        row_of("masks", np.stack([a for a, _ in mine]), np.stack([b for _, b in mine])),
-        row_of("model on unseen scenes", np.stack(found), np.stack([exact(generator, s) for s in seeds])),
+        row_of("toy: masks", np.stack([a for a, _ in mine]), np.stack([b for _, b in mine])),
+        row_of(
+            "toy: saliency model on unseen scenes",
+            np.stack(found),
+            np.stack([exact(generator, s) for s in seeds]),
+        ),
     ]
-    return [{"generator": "toy", "chosen": f"{best.label} {best.rule}", **row} for row in rows]
+    return [{"generator": "toy", "against": "the exact disc", **row} for row in rows]
 
 
 class Judged:
@@ -245,7 +254,11 @@ def photographs(model: SaliencyRuntime, judge: Judge, sod: Path) -> Iterator[Jso
                 for pair in chosen
             )
             figures = evaluate(cases, shown=0, total=len(chosen)).overall
-            row: Json = {"name": f"{who}: {len(chosen)} photographs, {what}"}
+            row: Json = {
+                "name": f"{who}: photographs, {what}",
+                "against": "SOD's masks",
+                "images": len(chosen),
+            }
             row |= {key: round(float(figures[key]), 4) for key in ("iou", "mae", "max_f", "s_measure")}
             print(f"  {row}", flush=True)
             yield row

@@ -36,6 +36,12 @@ def table(result: dict[str, Any]) -> str:
         return _networks(result, place)
     if "attributes" in settings:
         return _true_directions(result, place)
+    if result["suite"] == "saliency-chain":
+        return _chain(result, place)
+    if result["suite"] == "masks-memory":
+        return _memory(result, place)
+    if result["suite"] == "masks-speed":
+        return _mask_pairs(result, place)
     if "gflop_per_pair" in settings:
         return _pairs(result, place)
     if "held_out_pairs" in settings:
@@ -125,6 +131,52 @@ def _pairs(result: dict[str, Any], place: str) -> str:
         )
     work = ", ".join(f"{kind} {gflop:.3g}" for kind, gflop in settings["gflop_per_pair"].items())
     return "\n".join([*lines, "", f"GFLOP per pair: {work}. {_matrix_rates(settings)}", ""])
+
+
+def _mask_pairs(result: dict[str, Any], place: str) -> str:
+    """A line for each way to make pairs of images and masks."""
+    settings = result["settings"]
+    lines = [
+        f"**{result['suite']}** ({settings['generator']}, batch {settings['batch']} pairs; {place})",
+        "",
+        "| | precision | pairs/s | quartiles | images: mean, max grey levels | masks: IoU |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        speed = f"{short(row['images_per_second'])} | {short(row['low'])}-{short(row['high'])}"
+        error = f"{row['error_mean']:.2g}, {row['error_max']:.2g} | {row['extra']['mask_iou']:.4f}"
+        lines.append(f"| {row['name']} | {row['precision']} | {speed} | {error} |")
+    ratios = ", ".join(f"{ratio}x the {name}" for name, ratio in settings["ratios"].items())
+    remark = (
+        f"{settings['best']}: {ratios}; with shards {settings['share_of_raw']:.0%} of the same without. "
+        "All published filters are on; errors are against the published loop in f32."
+    )
+    return "\n".join([*lines, "", remark, ""])
+
+
+def _memory(result: dict[str, Any], place: str) -> str:
+    """Peak memory by pairs."""
+    rows = [f"| {row['pairs']:,} | {row['peak_mib']:,} | {row['seconds']:,} |" for row in result["rows"]]
+    head = f"**{result['suite']}** ({result['settings']['generator']}, with shards; {place})"
+    return "\n".join([head, "", "| pairs | peak MiB | seconds |", "|---|---|---|", *rows, ""])
+
+
+def _chain(result: dict[str, Any], place: str) -> str:
+    """What each step of the chain reaches against the judge, the exact masks or people's masks."""
+    settings = result["settings"]
+    lines = [
+        f"**{result['suite']}** ({settings['pairs']:,} pairs, {settings['steps']:,} steps; {place})",
+        "",
+        "| | against | images | IoU | MAE | max F | S | kept |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        figures = " | ".join(
+            f"{row[name]:.3f}" if name in row else "" for name in ("iou", "mae", "max_f", "s_measure", "kept")
+        )
+        lines.append(f"| {row['name']} | {row['against']} | {row['images']:,} | {figures} |")
+    spent = ", ".join(f"{name} {seconds:,.0f} s" for name, seconds in settings["seconds"].items())
+    return "\n".join([*lines, "", f"Faces: {spent}.", ""])
 
 
 def _training(result: dict[str, Any], place: str) -> str:

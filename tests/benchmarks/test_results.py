@@ -46,11 +46,15 @@ SETTINGS = {
         "generator", "batch", "directions", "steps", "rounds", "held_out_pairs", "ratio",
     },
     "centroid": {"steps", "seeds", "weights", "batch"},
+    "masks-speed": {"generator", "rounds", "pairs", "batch", "best", "ratios", "share_of_raw", "acceptance"},
+    "masks-memory": {"generator", "backend", "batch", "growth_mib"},
+    "saliency-chain": {"pairs", "steps", "seeds", "batch", "agreement", "seconds"},
     "reconstructor": {
         "batch", "rounds", "img_resolution", "num_directions", "gflop_per_pair", "matrix_tflops",
     },
 }  # fmt: skip
 
+OTHER_ROWS = ("toy-directions", "discover", "centroid", "masks-memory", "saliency-chain")
 every_result = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
@@ -104,6 +108,9 @@ def test_settings(path: Path) -> None:
         ]
         assert min(rates) > 0.5 * images[-1] / seconds[-1]
         assert max(mib) - min(mib[len(mib) // 4 :]) < 64
+    if content["suite"] == "masks-memory":
+        assert content["rows"][-1]["pairs"] >= 200_000
+        assert settings["growth_mib"] < 64, "flat"
     if content["suite"] == "layers":
         assert settings["ratio"] > 1
         assert settings["evaluations"][0] < settings["evaluations"][1]
@@ -128,7 +135,7 @@ def test_rows_of_directions(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if not path.stem.startswith(("toy-directions", "discover", "centroid"))],
+    [path for path in FILES if not path.stem.startswith(OTHER_ROWS)],
     ids=lambda path: path.stem,
 )
 def test_rows(path: Path) -> None:
@@ -179,3 +186,18 @@ def test_rows_of_the_centroid_loss(path: Path) -> None:
         assert 0 <= row["rca"] <= 1
         assert -1 <= row["consistency"] <= 1
         assert 0 <= row["smoothness"] <= 1
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("saliency-chain")], ids=lambda path: path.stem
+)
+def test_rows_of_the_chain(path: Path) -> None:
+    rows = {row["name"]: row for row in read(path)["rows"]}
+    assert all(0 <= row["iou"] <= 1 and row["images"] > 0 for row in rows.values())
+    kept = rows["masks, sought direction, refined, filtered"]
+    assert kept["iou"] >= 0.75, "of the synthesised masks, on images that were not used to choose anything"
+    # What one mask for all images reaches is no merit of a direction.
+    constant = rows["one mask for all images (the judge's mean)"]["iou"]
+    assert rows["saliency model"]["iou"] > constant
+    assert rows["toy: masks"]["iou"] > 0.9
+    assert rows["toy: saliency model on unseen scenes"]["iou"] > 0.9
