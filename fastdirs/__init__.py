@@ -37,7 +37,7 @@ The map, each level importing only from those above it:
       bench, inspection, writers/     every backend measured; what a file holds; strips, grids, atlas, video
     traversal_folder, samples,        the folder of a traversal; what plain sampling renders;
       mask_settings                   what pairs are made with
-    mask_pairs                        seeds in, images and masks out
+    mask_pairs, strips                seeds in, images and masks out; strips of any seeds, in any process
     gallery, mask_page, mask_shards   the pipeline that fills a folder; how masks look; shards are filled
     masks, mask_scores, saliency/     datasets of pairs; which direction removes the background; saliency models
     cluster                           the same jobs on Ray

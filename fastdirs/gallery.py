@@ -1,32 +1,26 @@
 """Fill a folder with a traversal: latents -> runtime -> pixels -> files, resumable, in constant memory."""
 
 import operator
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fastdirs.artifact import Artifact, open_artifact
 from fastdirs.bank_editing import restrict
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import ContractError, OutputError, SelectionError
 from fastdirs.generators import Generator
-from fastdirs.images import ENCODERS, MAX_SIDE, to_uint8
+from fastdirs.images import ENCODERS, MAX_SIDE
 from fastdirs.latents import check_class, sample_z
-from fastdirs.manifest import Json, manifest, write_bytes, write_json
+from fastdirs.manifest import Json, manifest, write_json
 from fastdirs.recipe import usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.runtime import Runtime, open_runtime
 from fastdirs.selection import AUTO
-from fastdirs.throughput import stream, time_sessions
-from fastdirs.traversal import Plan, Portion, Strip, portions
+from fastdirs.strips import Piece, StripSource, TraverseJob
+from fastdirs.throughput import time_sessions
+from fastdirs.traversal import Plan, Portion, portions
 from fastdirs.traversal_folder import (
     KIND,
     as_json,
@@ -36,14 +30,15 @@ from fastdirs.traversal_folder import (
     remove_traversal,
     sole_run,
 )
-from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, StripWriter, View
+from fastdirs.writers import PLAN_FILE, WRITERS, Gallery, View
 
 Progress = Callable[[str, int, int], None]
+Filler = Callable[[TraverseJob, Sequence[Piece], Callable[[int], None]], None]
+"""How the missing strips are written: (job, where they are, progress)."""
+
 _BATCH_CANDIDATES = (8, 16, 32, 64, 128)
 # A smaller batch within this share of the best speed is preferred: less memory, less filling up of the last.
 _GOOD_ENOUGH = 0.97
-_PENDING_STRIPS = 64
-_PENDING_BYTES = 128 * 2**20
 
 
 def traverse(
@@ -66,6 +61,7 @@ def traverse(
     force: bool = False,
     progress: Progress = lambda phase, done, total: None,
     opened: Callable[[Runtime, Sequence[Portion]], None] = lambda runtime, planned: None,
+    filler: Filler | None = None,
 ) -> Gallery:
     """Render seeds x directions x epsilons into a folder.
 
@@ -92,6 +88,7 @@ def traverse(
         force: Replace an earlier traversal in this folder.
         progress: Called with what is going on, images (or files) done, and how many in all.
         opened: Called once, before the first image, with what was opened and what is planned.
+        filler: Writes the missing strips; None does so here.
 
     Returns:
         The finished gallery.
@@ -189,6 +186,10 @@ def traverse(
         in_effect = {"batch_size": size, "runtime": runtime.describe(), "complete": False}
         content = manifest(KIND, {**asked, **in_effect})
         gallery = Gallery(out, content)
+        job = TraverseJob(
+            source=source, bank=bank, gallery=gallery, portions=tuple(planned), backend=runtime.backend,
+            precision=runtime.precision, usual_batch=runtime.usual_batch,
+        )  # fmt: skip
         with sole_run(out):
             if replaces:
                 # Only now, when all is checked: a mistake must not cost an earlier traversal.
@@ -197,8 +198,7 @@ def traverse(
                 raise OutputError(f"{out} was filled by another run in the meantime. Give the command again.")
             remove_leftovers(out)
             write_json(out / PLAN_FILE, content)
-            strip_writers = [plugin for plugin in plugins.values() if isinstance(plugin, StripWriter)]
-            _render(gallery, planned, runtime, bank, strip_writers, partial(progress, "rendering"))
+            _fill(job, runtime, filler, partial(progress, "rendering"))
             for name, plugin in plugins.items():
                 if isinstance(plugin, View):
                     plugin.build(gallery, partial(progress, name))
@@ -256,88 +256,22 @@ def _best_batch(runtime: Runtime, largest: int, c: int | None) -> int:
     return min(size for size, speed in speeds.items() if speed >= _GOOD_ENOUGH * max(speeds.values()))
 
 
-def _render(
-    gallery: Gallery,
-    planned: Sequence[Portion],
-    runtime: Runtime,
-    bank: DirectionBank,
-    writers: Sequence[StripWriter],
-    progress: Callable[[int, int], None],
+def _fill(
+    job: TraverseJob, runtime: Runtime, filler: Filler | None, progress: Callable[[int, int], None]
 ) -> None:
-    """Render what is missing; encoding and writing happen in threads beside the runtime."""
-    total = sum(portion.plan.num_images for portion in planned)
-    before = 0
-    pending: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="writer") as pool:
-        try:
-            for portion in planned:
-                plan = portion.plan
-                first = _first_missing_batch(gallery, plan, writers)
-                done = before + first * plan.batch_size * len(plan.directions) * len(plan.epsilons) // (
-                    plan.images_per_seed
-                )
-                for strip in _strips(gallery, portion, runtime, bank, first):
-                    limit = max(1, min(_PENDING_STRIPS, _PENDING_BYTES // strip.images.nbytes))
-                    # Bounded: a slow disk holds the runtime back instead of filling the memory.
-                    while len(pending) >= limit or (pending and pending[0].done()):
-                        pending.popleft().result()
-                        done += len(plan.epsilons)
-                        progress(min(done, total), total)
-                    pending.append(pool.submit(_write, gallery, strip, writers))
-                while pending:
-                    pending.popleft().result()
-                    done += len(plan.epsilons)
-                    progress(min(done, total), total)
-                before += plan.num_images
-        finally:
-            for future in pending:
-                future.cancel()
+    """Write the strips that are missing, here or wherever the filler does."""
+    missing = job.missing()
+    done = job.num_images - sum(map(job.images, missing))
 
+    def added(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, job.num_images)
 
-def _strips(
-    gallery: Gallery, portion: Portion, runtime: Runtime, bank: DirectionBank, first: int
-) -> Iterator[Strip]:
-    """The strips of a portion, from a batch on."""
-    plan, c = portion.plan, gallery.content["class"]
-    if first == plan.num_batches:
+    if filler is not None:
+        if missing:
+            filler(job, missing, added)
         return
-    latents_of = runtime.latents_of(gallery.content["psi"], gallery.content["cutoff"], c)
-    with runtime.halves(portion.stage, plan.batch_size) as halves:
-
-        def states_of(seeds: Sequence[int]) -> list[Any]:
-            return halves.state(runtime.inputs(latents_of(seeds).numpy(), c))
-
-        latents = plan.batches(latents_of, bank, first, halves.suffix.device)
-        states = plan.by_row(states_of, first) if portion.stage else repeat([])
-        batches = (
-            halves.inputs(runtime.inputs(shifted, c), state)
-            for shifted, state in zip(latents, states, strict=False)
-        )
-        images = (
-            batch if batch.dtype == np.uint8 else to_uint8(batch) for batch in stream(halves.suffix, batches)
-        )
-        yield from plan.strips(images, first)
-
-
-def _paths(
-    gallery: Gallery, seed: int, direction: int, writers: Sequence[StripWriter]
-) -> Iterator[tuple[StripWriter, Path]]:
-    for writer in writers:
-        suffix = writer.suffix(gallery.image_format)
-        yield writer, gallery.strip_path(seed, direction, writer.folder, suffix)
-
-
-def _write(gallery: Gallery, strip: Strip, writers: Sequence[StripWriter]) -> None:
-    for writer, path in _paths(gallery, strip.seed, strip.direction, writers):
-        # Present after a resume: written from the same batch, so the same bytes.
-        if not path.exists():
-            write_bytes(path, writer.encode(strip.images, gallery.image_format))
-
-
-def _first_missing_batch(gallery: Gallery, plan: Plan, writers: Sequence[StripWriter]) -> int:
-    """The batch in which the first seed with a missing file begins; past the last if none is missing."""
-    for position, seed in enumerate(plan.seeds):
-        for direction in plan.directions:
-            if not all(path.exists() for _, path in _paths(gallery, seed, direction, writers)):
-                return plan.batch_of_seed(position)
-    return plan.num_batches
+    with StripSource(job, runtime) as strips:
+        for piece in missing:
+            strips.write(piece, added)

@@ -101,6 +101,10 @@ class Plan:
         """The batch in which the images of the seed at this position begin."""
         return position * self.images_per_seed // self.batch_size
 
+    def batch_of_seed_end(self, position: int) -> int:
+        """The first batch that holds no image of the seeds up to this position."""
+        return -(-(position + 1) * self.images_per_seed // self.batch_size)
+
     def seed_shifts(self, bank: DirectionBank) -> Tensor:
         """What is added to a seed's latents, image by image: `[images_per_seed, layers, dim]`, float32."""
         shifts = [torch.zeros(1, *bank.directions.shape[-2:])] if self.shared else []
