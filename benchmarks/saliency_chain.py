@@ -204,7 +204,7 @@ class Judged:
     def synthesised(self, name: str, bank: DirectionBank, settings: MaskSettings) -> Iterator[Json]:
         """Masks of held-out images, and those that pass the filters."""
         found: list[Masks] = []
-        reasons: list[str] = []
+        failing: list[tuple[str, ...]] = []
         seeds = list(range(HELD_OUT, HELD_OUT + self.count))
         with PairSource(self.runtime, bank, settings) as source:
             for first in range(0, len(seeds), source.batch_size):
@@ -212,9 +212,9 @@ class Judged:
                 batch += [batch[-1]] * (source.batch_size - len(batch))
                 made = source.candidates(batch, source.session.run_all(source.inputs(batch)))
                 found.append(made.masks)
-                reasons += made.reasons
+                failing += made.failing
         masks = np.concatenate(found)[: self.count]
-        kept = np.array([not reason for reason in reasons[: self.count]])
+        kept = np.array([not each for each in failing[: self.count]])
         yield self.row(name, masks)
         yield {**self.row(f"{name}, filtered", masks[kept], kept), "kept": round(float(kept.mean()), 3)}
 

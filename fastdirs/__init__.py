@@ -39,7 +39,7 @@ The map, each level importing only from those above it:
       mask_settings                   what pairs are made with
     mask_pairs, strips                seeds in, images and masks out; strips of any seeds, in any process
     gallery, mask_page, mask_shards   the pipeline that fills a folder; how masks look; shards are filled
-    masks, mask_scores, saliency/     datasets of pairs; which direction removes the background; saliency models
+    masks, mask_scores, saliency/     datasets of pairs; which direction removes backgrounds; saliency models
     cluster                           the same jobs on Ray
     rendering, evaluation/            plain sampling: images, a grid, or one array; how good directions are
     cli/                              click: parse, call one function, print

@@ -62,7 +62,13 @@ class PrecisionError(BackendError):
 
 
 class MaskError(FastdirsError):
-    """A direction that removes no background, so that no pair of image and mask comes of it."""
+    """A direction that removes no background, so that no pair of image and mask comes of it.
+
+    Attributes:
+        first_seed: The first of the candidates that were tried; None if none is known.
+    """
+
+    first_seed: int | None = None
 
 
 class DatasetError(FastdirsError):

@@ -20,6 +20,11 @@ from fastdirs.errors import ArtifactError, OutputError
 
 SCHEMA = 1
 Json = dict[str, Any]
+# Arithmetic, and what turns pixels into files.
+_PACKAGES = (
+    "numpy", "torch", "onnx", "onnxruntime", "openvino", "pillow", "scipy", "opencv-python-headless",
+    "webdataset",
+)  # fmt: skip
 
 
 def cache_dir() -> Path:
@@ -61,20 +66,8 @@ def atomic_folder(path: Path, marker: str, kind: str, force: bool = False) -> It
         OutputError: The folder exists and `force` is off, it holds something else, or it cannot be written.
     """
     try:
-        empty = path.is_dir() and not any(path.iterdir())
-        if path.exists() and not empty and not force:
-            raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
+        replaces = check_replaceable(path, marker, kind, force)
         path = path.resolve()
-        if path == Path.cwd():
-            raise OutputError(
-                f"{path} is the folder that you are in, which cannot be replaced. Name another --out."
-            )
-        replaces = path.exists() and not empty
-        if replaces and not is_manifest(path / marker, kind):
-            raise OutputError(
-                f"{path} was not made by this command (its {marker} is missing or another program's), "
-                "so it is left alone. Choose another --out."
-            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
@@ -95,6 +88,35 @@ def atomic_folder(path: Path, marker: str, kind: str, force: bool = False) -> It
         raise OutputError.from_os(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marker: str, kind: str, force: bool) -> bool:
+    """Whether something that may be replaced lies where a folder is to be made.
+
+    Args:
+        path: The folder to make.
+        marker: Manifest that every folder of this kind holds.
+        kind: Kind in that manifest.
+        force: Replace a folder that exists.
+
+    Raises:
+        OutputError: The folder exists and `force` is off, or it holds something else.
+    """
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not force:
+        raise OutputError(f"{path} exists already. Choose another --out, or pass --force to replace it.")
+    path = path.resolve()
+    if path == Path.cwd():
+        raise OutputError(
+            f"{path} is the folder that you are in, which cannot be replaced. Name another --out."
+        )
+    replaces = path.exists() and not empty
+    if replaces and not is_manifest(path / marker, kind):
+        raise OutputError(
+            f"{path} was not made by this command (its {marker} is missing or another program's), "
+            "so it is left alone. Choose another --out."
+        )
+    return replaces
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -158,7 +180,7 @@ def manifest(kind: str, content: Mapping[str, Any]) -> Json:
 def environment() -> Json:
     """Versions that a result may depend on."""
     versions = {"fastdirs": fastdirs.__version__, "python": platform.python_version()}
-    for package in ("numpy", "torch", "onnx", "onnxruntime", "openvino"):
+    for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

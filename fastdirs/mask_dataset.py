@@ -100,16 +100,12 @@ class MaskDataset:
             )
 
 
-def is_mask_dataset(path: Path) -> bool:
-    """Whether a path is meant as a dataset of masks, complete or not: its folder, or its manifest."""
-    return (path / DATASET_FILE).is_file() or path.name == DATASET_FILE
-
-
-def open_mask_dataset(path: str | Path) -> MaskDataset:
+def open_mask_dataset(path: str | Path, unfinished: bool = False) -> MaskDataset:
     """Open a dataset that is complete; its shards are not hashed.
 
     Args:
         path: The folder, or its manifest.
+        unfinished: Open one that is not complete, too: the shards that are there.
 
     Raises:
         DatasetError: There is none, it is unfinished, or its manifest is damaged.
@@ -121,8 +117,11 @@ def open_mask_dataset(path: str | Path) -> MaskDataset:
         raise DatasetError(f"{folder} does not exist. Make it with: fastdirs masks MODEL BANK --out {folder}")
     try:
         content: dict[str, Any] = read_json(folder / DATASET_FILE, KIND)
+        if not content["complete"] and unfinished:
+            sidecars = sorted((folder / SHARDS_FOLDER).glob("*.json"))
+            content["shards"] = [read_json(sidecar, SHARD_KIND) for sidecar in sidecars]
         dataset = MaskDataset(folder, content)
-        if not content["complete"]:
+        if not content["complete"] and not unfinished:
             raise DatasetError(
                 f"{folder} is unfinished. Give the command that makes it again, which continues it."
             )

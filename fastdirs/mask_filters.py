@@ -4,14 +4,21 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from fastdirs.errors import SelectionError
+from fastdirs.errors import MissingDependencyError, SelectionError
 from fastdirs.manifest import Json
+from fastdirs.registry import install_hint
+
+try:
+    from scipy import ndimage
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        f"Masks need {error.name}, which is not installed: {install_hint('scipy')}"
+    ) from error
 
 Masks = NDArray[np.bool_]
-REASONS = ("empty", "too small", "too large", "one peak", "unsure")
-"""Why a candidate is rejected; the first one that holds is counted."""
+REASONS = ("empty", "too small", "too large", "few peaks", "unsure")
+"""Why a candidate is rejected; the first one that holds is what it is rejected for."""
 
 # Pixels touch at corners, too; images of a batch do not.
 _TOUCHING = np.zeros((3, 3, 3), dtype=bool)
@@ -60,7 +67,7 @@ class Filters:
 
         if not 0 <= self.min_agreement < 1:
             raise SelectionError(
-                f"An agreement of {self.min_agreement:g} is out of range. Expected 0 (off) to 0.99."
+                f"An agreement of {self.min_agreement:g} is out of range. Expected 0 (off) to below 1."
             )
 
     def to_json(self) -> Json:
@@ -73,7 +80,7 @@ def apply_filters(
     histograms: NDArray[np.int32],
     filters: Filters,
     agreement: NDArray[np.float64] | None = None,
-) -> tuple[Masks, NDArray[np.float64], list[str]]:
+) -> tuple[Masks, NDArray[np.float64], list[tuple[str, ...]]]:
     """Clean masks, and say which ones make a pair.
 
     Args:
@@ -83,8 +90,8 @@ def apply_filters(
         agreement: Of refined masks with what they were refined from, `[batch]`, 0 to 1; None if they are not.
 
     Returns:
-        Masks without small parts, likewise; their areas `[batch]`, 0 to 1; and for each the reason why it is
-        rejected, one of `REASONS`, or "".
+        Masks without small parts, likewise; their areas `[batch]`, 0 to 1; and for each all `REASONS` why it
+        is rejected, none if it makes a pair.
     """
     if filters.min_component:
         masks = _large_components(masks, filters.min_component)
@@ -97,11 +104,11 @@ def apply_filters(
         peaks < filters.min_peaks,
         np.zeros(len(masks), bool) if agreement is None else agreement <= filters.min_agreement,
     )
-    reasons = [
-        next((reason for reason, flags in zip(REASONS, rejected, strict=True) if flags[row]), "")
+    failing = [
+        tuple(reason for reason, flags in zip(REASONS, rejected, strict=True) if flags[row])
         for row in range(len(masks))
     ]
-    return masks, areas, reasons
+    return masks, areas, failing
 
 
 def _large_components(masks: Masks, share: float) -> Masks:

@@ -110,7 +110,10 @@ def _facts(dataset: MaskDataset) -> dict[str, str]:
         wanted.append(f"no parts below {filters['min_component']:g} of the largest")
     if filters["min_agreement"]:
         wanted.append(f"refined and unrefined agree by more than {filters['min_agreement']:g}")
-    rejected = ", ".join(f"{number:,} {reason}" for reason, number in content["rejected"].items())
+    rejected, failing = (
+        ", ".join(f"{number:,} {reason}" for reason, number in content[name].items())
+        for name in ("rejected", "failing")
+    )
     return {
         "Generator": f"{content['generator']['name']} ({content['generator']['licence']})",
         "Direction": f"{content['direction']}: {content['bank']['label']}",
@@ -119,6 +122,7 @@ def _facts(dataset: MaskDataset) -> dict[str, str]:
         "Filters": ", ".join(wanted),
         "Candidates": f"{content['tried']:,}, {content['acceptance']:.1%} make a pair",
         "Rejected": rejected or "none",
+        "By each filter alone": failing or "none",
         "Shards": f"{len(dataset.shards):,} of {content['per_shard']:,} pairs, {content['image_format']}",
         "Runtime": f"{runtime['backend']} {runtime['precision']}, {runtime['provider']}",
     }

@@ -1,6 +1,5 @@
 """Candidates for pairs: seeds in, images and masks out, and which of them make a pair."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,7 +31,7 @@ class Candidates:
         pixels: Unshifted images. `[batch, height, width, channels]`, uint8.
         masks: After the filters. `[batch, height, width]`, bool, True = salient object.
         areas: Share of the image that each mask covers. `[batch]`.
-        reasons: Why each is rejected; "" if it makes a pair.
+        failing: All reasons why each is rejected; none if it makes a pair.
         settings: What they were made with.
     """
 
@@ -41,16 +40,12 @@ class Candidates:
     pixels: Pixels
     masks: Masks
     areas: NDArray[np.float64]
-    reasons: Sequence[str]
+    failing: Sequence[tuple[str, ...]]
     settings: MaskSettings
 
     def pairs(self) -> list[Pair]:
         """Those that make a pair, in order."""
-        return [self._pair(row) for row, reason in enumerate(self.reasons) if not reason]
-
-    def rejected(self) -> Counter[str]:
-        """How many are rejected, by reason."""
-        return Counter(reason for reason in self.reasons if reason)
+        return [self._pair(row) for row, failing in enumerate(self.failing) if not failing]
 
     def _pair(self, row: int) -> Pair:
         facts = {
@@ -97,7 +92,12 @@ class PairSource:
         runtime.latents_of(settings.psi, settings.cutoff, None if self._classes([0]) is None else 0)
         self.batch_size = self._sized(batch_size)
         self.session: Session = runtime.followed_by(self._tail, self.batch_size)
-        self._prior = self._mean_saliency() if settings.refine else None
+        self._prior: NDArray[np.float32] | None = None
+        if settings.refine:
+            # A package of its own, which only refined masks need.
+            from fastdirs.mask_refinement import refined
+
+            self._refined, self._prior = refined, self._mean_saliency()
 
     def inputs(self, seeds: Sequence[int]) -> list[Kept]:
         """What the session takes for seeds.
@@ -120,18 +120,16 @@ class PairSource:
         Args:
             seeds: Those of the inputs.
             outputs: The session's: pixels, masks, histograms, and saliency if masks are refined.
+                Each `[batch, ...]`.
         """
         pixels, masks, histograms, *saliency = outputs
         found, agreement = masks.astype(bool), None
         if self._prior is not None:
-            # A package of its own, which only refined masks need.
-            from fastdirs.mask_refinement import likely, refine
-
-            found, agreement = refine(pixels, likely(saliency[0], self._prior))
-        found, areas, reasons = apply_filters(found, histograms, self._settings.filters, agreement)
+            found, agreement = self._refined(pixels, saliency[0], self._prior)
+        found, areas, failing = apply_filters(found, histograms, self._settings.filters, agreement)
         classes = self._classes(seeds)
         named = None if classes is None else classes.tolist()
-        return Candidates(seeds, named, pixels, found, areas, reasons, self._settings)
+        return Candidates(seeds, named, pixels, found, areas, failing, self._settings)
 
     def shifted(self, seeds: Sequence[int]) -> tuple[Array, list[Array]]:
         """The images behind the masks, to look at: unshifted, and each shifted one.

@@ -1,11 +1,19 @@
 """Masks led to the edges of the picture: graph cuts between colours, from what the shift made likely."""
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdirs.errors import MissingDependencyError
 from fastdirs.images import Pixels
-from fastdirs.mask_filters import Masks
+
+try:
+    import cv2
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        "Refined masks need OpenCV, which is not installed: pip install 'fastdirs[masks]'"
+    ) from error
+
+Masks = NDArray[np.bool_]
 
 _SURE, _ITERATIONS = 0.9, 2
 _PRIOR_SHARE = 0.5
@@ -46,6 +54,22 @@ def refine(pixels: Pixels, saliency: NDArray[np.float32]) -> tuple[Masks, NDArra
     union = (masks | coarse).sum(axis=(1, 2))
     agreement: NDArray[np.float64] = (masks & coarse).sum(axis=(1, 2)) / np.maximum(union, 1)
     return masks, agreement
+
+
+def refined(
+    pixels: Pixels, saliency: NDArray[np.uint8], prior: NDArray[np.float32]
+) -> tuple[Masks, NDArray[np.float64]]:
+    """Masks refined from what is likely: `refine` of `likely`, with their arguments.
+
+    Args:
+        pixels: `[batch, height, width, channels]`, uint8.
+        saliency: `[batch, height, width]`, uint8.
+        prior: `[height, width]`, float32.
+
+    Returns:
+        As `refine`.
+    """
+    return refine(pixels, likely(saliency, prior))
 
 
 def _cut(image: Pixels, likelihood: NDArray[np.float32]) -> Masks:

@@ -206,14 +206,14 @@ def _figures(with_shift: Tensor, without: Tensor, mask: Tensor, filters: Filters
     # An image that is light in the middle is separated already: what counts is what the shift adds.
     apart = (separation(with_shift, soft) - separation(without, soft)).clamp(min=0)
     central = polarity(soft).clamp(min=0)
-    fits = (area > filters.min_area) & (area < filters.max_area) & (central > 0)
+    fits = (area > filters.min_area) & ((area < filters.max_area) | (filters.max_area == 1)) & (central > 0)
     values: dict[str, Any] = {
         "separation": apart.mean(), "polarity": central.mean(), "stability": fits.float().mean(),
         "area": area.mean(),
     }  # fmt: skip
     figures = {name: round(float(value), 4) for name, value in values.items()}
-    score = (apart * central).mean() * fits.float().mean()
-    return {**figures, "score": round(float(score), 4)}
+    score = figures["separation"] * figures["polarity"] * figures["stability"]
+    return {**figures, "score": round(score, 4)}
 
 
 def _rendered(runtime: Runtime, latents: Tensor, c: int | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Shards are filled from candidates: which seeds are whose, how many at a time, and when to give up."""
 
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from fastdirs.backends import Array, Kept
 from fastdirs.errors import MaskError
-from fastdirs.manifest import Json, manifest, sha256_file, write_json
+from fastdirs.manifest import SCHEMA, Json, sha256_file, write_json
 from fastdirs.mask_dataset import SHARD_KIND, SHARDS_FOLDER
 from fastdirs.mask_filters import REASONS
 from fastdirs.mask_pairs import Candidates, PairSource
@@ -17,12 +18,14 @@ from fastdirs.shards import encode_pair, write_shard
 from fastdirs.throughput import stream_all
 
 Sample = dict[str, str | bytes]
+_Judged = tuple[Sample | None, tuple[str, ...], float]
 LOWEST_ACCEPTANCE = 0.01
 """A direction of whose candidates fewer make a pair removes no background."""
-_CANDIDATES_PER_PAIR = round(1 / LOWEST_ACCEPTANCE)
+# Twice as many as are needed at the lowest acceptance: what is a little above it does not fail by chance.
+_CANDIDATES_PER_PAIR = round(2 / LOWEST_ACCEPTANCE)
 _ENOUGH_TRIED = 1000
 AREA_BINS = 20
-_BATCHES_AHEAD = 8
+_BATCHES_AHEAD = max(8, 2 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,8 @@ class ShardPlan:
         return min(self.per_shard, self.count - shard * self.per_shard)
 
     def seeds(self, shard: int) -> range:
-        """Candidates of a shard, in order: as many as the lowest acceptance allows, and nobody else's."""
-        stride = self.per_shard * _CANDIDATES_PER_PAIR
+        """Candidates of a shard, in order: more than the lowest acceptance asks for, and nobody else's."""
+        stride = max(self.per_shard * _CANDIDATES_PER_PAIR, 2 * _ENOUGH_TRIED)
         first = self.first_seed + shard * stride
         return range(first, first + stride)
 
@@ -73,6 +76,7 @@ class _Filling:
     tried: int = 0
     samples: list[Sample] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
+    failing: Counter[str] = field(default_factory=Counter)
     areas: list[int] = field(default_factory=lambda: [0] * AREA_BINS)
 
     def full(self) -> bool:
@@ -84,30 +88,35 @@ class _Filling:
         self.asked += len(seeds)
         return [*seeds, *[seeds[-1]] * (batch_size - len(seeds))]
 
-    def settle(self, judged: Sequence[tuple[Sample | None, str, float]]) -> None:
+    def settle(self, judged: Sequence[_Judged]) -> None:
         """Take in candidates that were rendered; what comes after the last pair counts for nothing."""
-        for sample, reason, area in judged:
+        for sample, failing, area in judged:
             if self.full() or self.tried == len(self.seeds):
                 return
             self.tried += 1
+            self.failing.update(failing)
             if sample is None:
-                self.rejected[reason] += 1
+                self.rejected[failing[0]] += 1
             else:
                 self.samples.append(sample)
                 self.areas[min(int(area * AREA_BINS), AREA_BINS - 1)] += 1
 
     @property
     def hopeless(self) -> bool:
-        """Whether too few candidates make a pair."""
-        few = len(self.samples) < LOWEST_ACCEPTANCE * self.tried
+        """Whether too few candidates make a pair, and that is no chance: three standard deviations."""
+        found = len(self.samples)
+        few = found + 3 * math.sqrt(found + 1) < LOWEST_ACCEPTANCE * self.tried
         return not self.full() and (self.tried == len(self.seeds) or (self.tried >= _ENOUGH_TRIED and few))
 
     def facts(self) -> Json:
         """What the shard's own JSON says."""
-        rejected = {reason: self.rejected[reason] for reason in REASONS if self.rejected[reason]}
+        rejected, failing = (
+            {reason: counts[reason] for reason in REASONS if counts[reason]}
+            for counts in (self.rejected, self.failing)
+        )
         return {
-            "count": self.size, "tried": self.tried, "rejected": rejected, "areas": self.areas,
-            "seeds": [self.seeds.start, self.seeds.start + self.tried - 1],
+            "count": self.size, "tried": self.tried, "rejected": rejected, "failing": failing,
+            "areas": self.areas, "seeds": [self.seeds.start, self.seeds.start + self.tried - 1],
         }  # fmt: skip
 
 
@@ -144,7 +153,7 @@ class _Filler:
         self._folder = folder / SHARDS_FOLDER
         self._open: list[_Filling] = []
         self._asked: deque[tuple[_Filling, list[int]]] = deque()
-        self._rendered: deque[tuple[_Filling, Future[list[tuple[Sample | None, str, float]]]]] = deque()
+        self._rendered: deque[tuple[_Filling, Future[list[_Judged]]]] = deque()
         self._writing: deque[Future[None]] = deque()
         self._tried = self._accepted = 1
 
@@ -182,12 +191,12 @@ class _Filler:
         self._open.append(_Filling(number, self._plan.size(number), self._plan.seeds(number)))
         return self._open[-1]
 
-    def _judge(self, seeds: list[int], outputs: list[Array]) -> list[tuple[Sample | None, str, float]]:
+    def _judge(self, seeds: list[int], outputs: list[Array]) -> list[_Judged]:
         candidates: Candidates = self._source.candidates(seeds, outputs)
         pairs = iter(candidates.pairs())
         return [
-            (None if reason else encode_pair(next(pairs), self._plan.image_format), reason, float(area))
-            for reason, area in zip(candidates.reasons, candidates.areas, strict=True)
+            (None if failing else encode_pair(next(pairs), self._plan.image_format), failing, float(area))
+            for failing, area in zip(candidates.failing, candidates.areas, strict=True)
         ]
 
     def _settle(self, pool: ThreadPoolExecutor, most: int) -> None:
@@ -202,7 +211,9 @@ class _Filler:
             self._tried += filling.tried - tried
             self._progress(len(filling.samples) - before)
             if filling.hopeless:
-                raise MaskError(_too_few(filling))
+                error = MaskError(_too_few(filling))
+                error.first_seed = filling.seeds.start
+                raise error
             if filling.full():
                 self._open.remove(filling)
                 self._writing.append(pool.submit(self._write, filling))
@@ -214,7 +225,8 @@ class _Filler:
         path = self._folder / f"{shard_name(filling.number)}.tar"
         write_shard(path, filling.samples)
         facts = {"name": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}
-        write_json(path.with_suffix(".json"), manifest(SHARD_KIND, {**facts, **filling.facts()}))
+        content = {"schema": SCHEMA, "kind": SHARD_KIND, **facts, **filling.facts()}
+        write_json(path.with_suffix(".json"), content)
 
 
 def _too_few(filling: _Filling) -> str:

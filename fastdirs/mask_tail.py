@@ -48,7 +48,8 @@ class MaskTail(nn.Module):
         salient object; how many values of the first shifted image lie in each bin, `[batch, 12]`, int32; if
         soft, saliency `[batch, height, width]`, uint8, 255 = surely the object.
         """
-        unshifted, *shifted = images.unbind(1)
+        # What is beyond the range cannot be seen, and is to make no mask.
+        unshifted, *shifted = images.clamp(-1, 1).unbind(1)
         mask = self.rule.mask(unshifted, shifted, self.threshold)
         pixels = (unshifted * GREY_LEVELS + (GREY_LEVELS + 0.5)).clamp(0, 255).permute(0, 2, 3, 1)
         outputs = pixels.to(torch.uint8), mask.to(torch.uint8), _histogram(shifted[0])

@@ -1,6 +1,7 @@
 """Fill a folder with a dataset of images and masks: shards that can be streamed, resumed and checked."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from fastdirs.errors import ArtifactError, ContractError, MaskError, OutputError
 from fastdirs.generators import Generator
 from fastdirs.images import ENCODERS
 from fastdirs.latents import MAX_SEED
-from fastdirs.manifest import Json, is_manifest, manifest, read_json, write_json
+from fastdirs.manifest import Json, environment, is_manifest, manifest, read_json, write_json
 from fastdirs.mask_dataset import DATASET_FILE, KIND, SHARD_KIND, SHARDS_FOLDER, MaskDataset
 from fastdirs.mask_filters import REASONS
 from fastdirs.mask_page import PAGE_FILE, rejected_sheet, write_page
@@ -22,14 +23,15 @@ from fastdirs.mask_shards import AREA_BINS, ShardPlan, fill_shards, shard_name
 from fastdirs.registry import unknown_name
 from fastdirs.runtime import Runtime, open_runtime
 from fastdirs.selection import AUTO
-from fastdirs.traversal_folder import as_json, remove_leftovers_in, sole_run
+from fastdirs.traversal_folder import as_json, holds_nothing, remove_leftovers_in, sole_run
 
 Progress = Callable[[str, int, int], None]
 _USUAL_PER_SHARD = 1000
 # Larger images make smaller shards, so that a shard that is being filled takes some 10 MB of memory.
 _USUAL_RESOLUTION = 128
 _FEWEST_PER_SHARD = 32
-_MINE = (SHARDS_FOLDER, PAGE_FILE, "preview.png", DATASET_FILE)
+_MINE = (SHARDS_FOLDER, PAGE_FILE, DATASET_FILE)
+_ASIDE = ".replaced.tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +57,6 @@ class MaskJob:
     backend: str
     precision: str
     batch_size: int
-
-    def fill(self, shards: Sequence[int], progress: Callable[[int], None] = lambda pairs: None) -> None:
-        """Write some shards.
-
-        Args:
-            shards: Their numbers.
-            progress: Called with the pairs that were added.
-
-        Raises:
-            MaskError: Fewer than 1 % of the candidates make a pair.
-            OutputError: A file cannot be written.
-        """
-        with (
-            open_runtime(self.source, self.backend, self.precision, streaming=True) as runtime,
-            PairSource(runtime, self.bank, self.settings, self.batch_size) as pairs,
-        ):
-            fill_shards(pairs, self.plan, shards, self.folder, progress)
 
 
 Filler = Callable[[MaskJob, Sequence[int], Callable[[int], None]], None]
@@ -187,15 +172,19 @@ def make_masks(
             if earlier is None and (out / DATASET_FILE).exists():
                 if not force:
                     raise OutputError(f"{out} was filled by another run in the meantime. Give it again.")
-                _remove(out)
+                _set_aside(out)
             remove_leftovers_in(out, out / SHARDS_FOLDER)
-            write_json(out / DATASET_FILE, content)
             missing = [number for number in range(plan.num_shards) if _facts(out, plan, number) is None]
+            if earlier is not None and earlier["complete"] and not missing and earlier["count"] == count:
+                return MaskDataset(out, earlier)
+            write_json(out / DATASET_FILE, content)
             done = count - sum(plan.size(number) for number in missing)
 
             def added(number: int) -> None:
                 nonlocal done
                 done += number
+                if (out / _ASIDE).exists() and any((out / SHARDS_FOLDER).glob("*.tar")):
+                    shutil.rmtree(out / _ASIDE)
                 progress("pairs", done, count)
 
             progress("pairs", done, count)
@@ -206,12 +195,18 @@ def make_masks(
                     filler(job, missing, added)
             except MaskError as error:
                 sheet = out.with_name(f"{out.name}.rejected.png")
-                rejected_sheet(pairs, plan.seeds(missing[0]), sheet)
+                first = plan.seeds(missing[0]).start if error.first_seed is None else error.first_seed
+                rejected_sheet(pairs, range(first, first + len(plan.seeds(0))), sheet)
+                if not any((out / SHARDS_FOLDER).glob("*.tar")):
+                    # There is nothing to continue, and other settings are to find the folder free.
+                    _remove(out)
+                    _put_back(out)
                 raise MaskError(f"{error} {sheet} shows what became of some.") from error
             finished = {**content, "complete": True, **_summary(out, plan)}
             dataset = MaskDataset(out, finished)
             write_page(dataset)
             write_json(out / DATASET_FILE, finished)
+            shutil.rmtree(out / _ASIDE, ignore_errors=True)
     return dataset
 
 
@@ -223,9 +218,7 @@ def _plan(
     for name, value in (("count", count), ("pairs per shard", size)):
         if value < 1:
             raise SelectionError(f"The {name} is {value}. Expected 1 or more.")
-    plan = ShardPlan(
-        count=count, per_shard=min(size, count), first_seed=first_seed, image_format=image_format
-    )
+    plan = ShardPlan(count=count, per_shard=size, first_seed=first_seed, image_format=image_format)
     if not 0 <= first_seed <= MAX_SEED - plan.num_shards * len(plan.seeds(0)):
         raise SelectionError(f"First seed {first_seed} is out of range. Expected 0 or more, far below 2**63.")
     return plan
@@ -249,22 +242,35 @@ def _facts(out: Path, plan: ShardPlan, number: int) -> Json | None:
 
 def _summary(out: Path, plan: ShardPlan) -> Json:
     """What all shards hold, and what was rejected on the way."""
-    found: list[Any] = [_facts(out, plan, number) for number in range(plan.num_shards)]
-    tried = sum(facts["tried"] for facts in found)
-    rejected = {reason: sum(facts["rejected"].get(reason, 0) for facts in found) for reason in REASONS}
-    names = ("name", "count", "tried", "rejected", "seeds", "bytes", "sha256")
+    tried, areas = 0, [0] * AREA_BINS
+    counts: dict[str, Counter[str]] = {"rejected": Counter(), "failing": Counter()}
+    shards = []
+    for number in range(plan.num_shards):
+        facts = _facts(out, plan, number)
+        if facts is None:
+            raise OutputError(
+                f"{out} lost shard {shard_name(number)} in the meantime. Give the command again."
+            )
+        tried += facts["tried"]
+        areas = [sum(both) for both in zip(areas, facts["areas"], strict=True)]
+        for name, counter in counts.items():
+            counter.update(facts[name])
+        shards.append({name: facts[name] for name in ("name", "count", "tried", "seeds", "bytes", "sha256")})
     return {
         "tried": tried,
         "acceptance": round(plan.count / tried, 6),
-        "rejected": {reason: number for reason, number in rejected.items() if number},
-        "areas": [sum(facts["areas"][place] for facts in found) for place in range(AREA_BINS)],
-        "shards": [{name: facts[name] for name in names} for facts in found],
+        **{
+            name: {reason: counter[reason] for reason in REASONS if counter[reason]}
+            for name, counter in counts.items()
+        },
+        "areas": areas,
+        "shards": shards,
     }
 
 
 def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
     """The manifest of an unfinished or finished run of the same settings; None where to begin anew."""
-    if not out.exists() or (out.is_dir() and all(path.name == ".lock" for path in out.iterdir())):
+    if not out.exists() or holds_nothing(out):
         return None
     if not is_manifest(out / DATASET_FILE, KIND):
         raise OutputError(
@@ -275,10 +281,20 @@ def _earlier(out: Path, asked: Json, force: bool) -> Json | None:
         return None
     content = read_json(out / DATASET_FILE, KIND)
     for name, value in asked.items():
+        if name == "count" and name in content and content[name] <= value:
+            # More pairs leave the full shards as they are.
+            continue
         if name not in content or _pixels(name, content[name]) != _pixels(name, value):
             raise _other_settings(out, name)
-    if not {"runtime", "batch_size"} <= set(content):
+    if not {"runtime", "batch_size", "environment", "complete"} <= set(content):
         raise OutputError(f"{out / DATASET_FILE} is damaged. Pass --force to begin again.")
+    here = environment()
+    for package, version in content["environment"].items():
+        if here.get(package) != version:
+            raise OutputError(
+                f"{out} was begun with {package} {version}, but here is {here.get(package, 'none')}: pixels "
+                "or files might differ. Install that version, or pass --force to begin again."
+            )
     return content
 
 
@@ -304,5 +320,31 @@ def _remove(out: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError.from_os(out, error) from error
+
+
+def _set_aside(out: Path) -> None:
+    """Keep an earlier dataset until the new one has a shard."""
+    try:
+        if (out / _ASIDE).exists():
+            # What lies there now replaced another one and came to nothing.
+            _remove(out)
+            return
+        (out / _ASIDE).mkdir()
+        for name in _MINE:
+            if (out / name).exists():
+                (out / name).replace(out / _ASIDE / name)
+    except OSError as error:
+        raise OutputError.from_os(out, error) from error
+
+
+def _put_back(out: Path) -> None:
+    """Undo `_set_aside`, if something is set aside."""
+    try:
+        for name in _MINE:
+            if (out / _ASIDE / name).exists():
+                (out / _ASIDE / name).replace(out / name)
+        shutil.rmtree(out / _ASIDE, ignore_errors=True)
     except OSError as error:
         raise OutputError.from_os(out, error) from error

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset import TarWriter
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from fastdirs.errors import DatasetError
+from fastdirs.errors import DatasetError, MissingDependencyError
 from fastdirs.images import Pixels, decode, encode
 from fastdirs.manifest import Json, atomic_file
+from fastdirs.registry import install_hint
+
+try:
+    from webdataset import TarWriter
+    from webdataset.tariterators import group_by_keys, tar_file_iterator
+except ModuleNotFoundError as error:
+    raise MissingDependencyError(
+        f"Datasets of masks need {error.name}, which is not installed: {install_hint('webdataset')}"
+    ) from error
 
 MASK, FACTS = "mask.png", "json"
 _HALF = 127

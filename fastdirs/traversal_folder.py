@@ -46,6 +46,13 @@ def sole_run(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def holds_nothing(out: Path) -> bool:
+    """Whether a folder is empty, but for what a run leaves that was killed before its first file."""
+    return out.is_dir() and all(
+        path.name == _LOCK or (path.is_file() and _LEFTOVER.fullmatch(path.name)) for path in out.iterdir()
+    )
+
+
 def as_json(value: Json) -> Json:
     """A value as it comes back from a JSON file (tuples become lists)."""
     again: Json = json.loads(json.dumps(value))
@@ -63,7 +70,7 @@ def earlier_run(out: Path, asked: Json, force: bool) -> Json | None:
     Raises:
         OutputError: The folder holds something else, or a traversal with other settings.
     """
-    if not out.exists() or (out.is_dir() and all(path.name == _LOCK for path in out.iterdir())):
+    if not out.exists() or holds_nothing(out):
         return None
     if not is_manifest(out / PLAN_FILE, KIND):
         raise OutputError(

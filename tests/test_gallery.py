@@ -302,7 +302,7 @@ def test_force_begins_again(toy_artifact: Artifact, toy_bank: DirectionBank, tmp
     [
         (SelectionError, {"psi": float("nan")}),
         (SelectionError, {"batch_size": 9}),
-        (SelectionError, {"seeds": (0, 2**32)}),
+        (SelectionError, {"seeds": (0, 2**63)}),
         (BackendError, {"backend": "eager"}),
         (UnknownNameError, {"backend": "tpu"}),
     ],
@@ -352,7 +352,7 @@ def test_an_empty_folder_is_filled(toy_artifact: Artifact, toy_bank: DirectionBa
         (SelectionError, "There is no direction -1", {"directions": (-1,)}),
         (SelectionError, r"Epsilon 1001 is out of range", {"epsilons": (0.0, 1001.0)}),
         (SelectionError, r"Epsilon nan is out of range", {"epsilons": (float("nan"),)}),
-        (SelectionError, r"Seed 4294967296 is out of range", {"seeds": (0, 2**32)}),
+        (SelectionError, r"Seed 9223372036854775808 is out of range", {"seeds": (0, 2**63)}),
         (SelectionError, r"Seed -1 is out of range", {"seeds": (3, -1)}),
         (SelectionError, "The plan has no seed", {"seeds": ()}),
         (SelectionError, "The plan has no direction", {"directions": ()}),

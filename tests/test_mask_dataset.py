@@ -7,7 +7,7 @@ import pytest
 from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
 from fastdirs.errors import DatasetError
-from fastdirs.mask_dataset import DATASET_FILE, is_mask_dataset, open_mask_dataset
+from fastdirs.mask_dataset import DATASET_FILE, open_mask_dataset
 from fastdirs.mask_settings import MaskSettings
 from fastdirs.masks import make_masks
 
@@ -27,9 +27,6 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 def test_a_dataset_that_is_whole(folder: Path) -> None:
-    assert is_mask_dataset(folder)
-    assert is_mask_dataset(folder / DATASET_FILE)
-    assert not is_mask_dataset(folder.parent)
     for path in (folder, folder / DATASET_FILE, str(folder)):
         dataset = open_mask_dataset(path)
         assert [shard.count for shard in dataset.shards] == [4, 4, 2]
@@ -78,3 +75,16 @@ def test_manifests_that_are_damaged(change: dict[str, object], message: str, fol
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DatasetError, match=message):
         open_mask_dataset(folder)
+
+
+def test_shards_of_an_unfinished_dataset_are_checked(folder: Path) -> None:
+    path = folder / DATASET_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False, "shards": []}))
+    for suffix in ("tar", "json"):
+        (folder / "shards" / f"000001.{suffix}").unlink()
+    dataset = open_mask_dataset(folder, unfinished=True)
+    assert [shard.name for shard in dataset.shards] == ["000000.tar", "000002.tar"]
+    dataset.check()
+    (folder / "shards" / "000002.tar").write_bytes(b"torn")
+    with pytest.raises(DatasetError, match=r"000002\.tar changed"):
+        dataset.check()

@@ -55,7 +55,8 @@ def test_a_score_is_what_its_parts_say(toy_artifact: Artifact, toy_bank: Directi
     for remover in ranking.removers:
         for value in (remover.score, remover.separation, remover.polarity, remover.stability, remover.area):
             assert 0 <= value <= 1
-        assert remover.score <= remover.separation + 1e-4
+        product = remover.separation * remover.polarity * remover.stability
+        assert remover.score == pytest.approx(product, abs=1e-4)
         assert remover.stability * 10 == pytest.approx(round(remover.stability * 10), abs=1e-3)
 
 

@@ -2,6 +2,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastdirs.artifact import Artifact
@@ -11,7 +12,7 @@ from fastdirs.mask_dataset import SHARDS_FOLDER
 from fastdirs.mask_filters import Filters
 from fastdirs.mask_pairs import PairSource
 from fastdirs.mask_settings import MaskSettings
-from fastdirs.mask_shards import ShardPlan, fill_shards, shard_name
+from fastdirs.mask_shards import ShardPlan, _Filling, fill_shards, shard_name
 from fastdirs.runtime import open_runtime
 from fastdirs.shards import read_shard
 
@@ -36,10 +37,10 @@ def read(folder: Path) -> dict[str, bytes]:
 def test_every_shard_has_seeds_of_its_own() -> None:
     assert PLAN.num_shards == 3
     assert [PLAN.size(shard) for shard in range(3)] == [10, 10, 5]
-    assert PLAN.seeds(0) == range(7, 1007)
-    assert PLAN.seeds(2) == range(2007, 3007)
+    assert PLAN.seeds(0) == range(7, 2007)
+    assert PLAN.seeds(2) == range(4007, 6007)
     huge = ShardPlan(count=10**9, per_shard=1000, first_seed=0, image_format="jpg")
-    assert huge.seeds(huge.num_shards - 1).stop == 10**11
+    assert huge.seeds(huge.num_shards - 1).stop == 2 * 10**11
     assert shard_name(12) == "000012"
 
 
@@ -62,6 +63,8 @@ def test_the_pairs_are_the_first_ones_that_pass(source: PairSource, tmp_path: Pa
         assert facts["count"] == len(seeds) == sum(facts["areas"])
         assert facts["tried"] == len(seeds) + sum(facts["rejected"].values())
         assert facts["rejected"], "half of them are"
+        # A candidate is rejected for one reason, and may have failed for several.
+        assert all(facts["failing"][reason] >= number for reason, number in facts["rejected"].items())
 
 
 def test_shards_are_the_same_one_by_one_and_together(source: PairSource, tmp_path: Path) -> None:
@@ -86,9 +89,29 @@ def test_a_shard_whose_candidates_run_out(
         open_runtime(toy_artifact, "ort", "f32", streaming=True) as runtime,
         PairSource(runtime, toy_bank, none, 4) as pairs,
     ):
-        with pytest.raises(MaskError, match=r"Of 200 candidates only 0 make a pair .*small.*At least 1%"):
+        with pytest.raises(
+            MaskError, match=r"Of 1,\d\d\d candidates only 0 make a pair .*small.*At least 1%"
+        ):
             fill_shards(pairs, plan, [0], tmp_path)
-        # Long before its 50,000 candidates are tried.
+        # Long before its 100,000 candidates are tried.
         with pytest.raises(MaskError, match=r"Of 1,\d\d\d candidates"):
             fill_shards(pairs, many, [0], tmp_path)
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_what_is_a_little_above_the_lowest_acceptance_does_not_fail_by_chance() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        filling = _Filling(0, 50, range(10_000))
+        while not filling.full():
+            accepted = random.random() < 0.02
+            filling.settle([({} if accepted else None, () if accepted else ("empty",), 0.3)])
+            assert not filling.hopeless
+
+
+def test_what_is_far_below_it_fails_early() -> None:
+    filling = _Filling(0, 50, range(10_000))
+    while not filling.hopeless:
+        accepted = filling.tried % 500 == 0
+        filling.settle([({} if accepted else None, () if accepted else ("empty",), 0.3)])
+    assert filling.tried < 2500

@@ -4,12 +4,14 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fastdirs.artifact import Artifact
 from fastdirs.directions import DirectionBank
@@ -30,6 +32,12 @@ from fastdirs.mask_dataset import DATASET_FILE, open_mask_dataset
 from fastdirs.mask_filters import Filters
 from fastdirs.mask_settings import PRESETS, MaskSettings
 from fastdirs.masks import make_masks
+from fastdirs.recipe import Batch
+from fastdirs.saliency.evaluation import Case, evaluate
+from fastdirs.saliency.export import export_segmenter
+from fastdirs.saliency.runtime import open_saliency
+from fastdirs.saliency.settings import saliency_settings
+from fastdirs.saliency.training import train_saliency
 from fastdirs.shift_space import ShiftSpace
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +132,66 @@ def test_again_and_with_other_numbers(
     assert len(open_mask_dataset(tmp_path / "out")) == 12
     # A shard that is as full as before holds the same, however many there are.
     assert left["shards/000000.tar"] == whole["shards/000000.tar"]
+    full = (tmp_path / "out" / "shards" / "000000.tar").stat().st_mtime_ns
+    make_masks(toy_artifact, toy_bank, tmp_path / "out", SETTINGS, 20, **SMALL)
+    assert (tmp_path / "out" / "shards" / "000000.tar").stat().st_mtime_ns == full, "more pairs leave it"
+    assert contents(tmp_path / "out") == {**whole, "mine.txt": b"kept"}
+    with pytest.raises(OutputError, match="holds a dataset with other count"):
+        make_masks(toy_artifact, toy_bank, tmp_path / "out", SETTINGS, 19, **SMALL)
+
+
+def test_what_came_to_nothing_costs_nothing(
+    toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    none = MaskSettings(direction=3, epsilon=4.0, filters=Filters(min_area=0.97, max_area=0.98))
+    with pytest.raises(MaskError):
+        make_masks(toy_artifact, toy_bank, out, none, 20, **SMALL)
+    # The folder is free for other settings.
+    make_masks(toy_artifact, toy_bank, out, SETTINGS, 20, **SMALL)
+    before = contents(out)
+    with pytest.raises(MaskError):
+        make_masks(toy_artifact, toy_bank, out, none, 20, **SMALL, force=True)
+    assert contents(out) == before, "an earlier dataset is not lost to one that cannot be made"
+
+
+@pytest.mark.parametrize("left", [".dataset.json.123.tmp", ".lock"])
+def test_a_run_that_was_killed_before_its_first_file(
+    left: str, toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_bytes(b"half")
+    make_masks(toy_artifact, toy_bank, tmp_path / "out", SETTINGS, 4, **SMALL)
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_other_versions_do_not_go_on(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:
+    make_masks(toy_artifact, toy_bank, tmp_path / "out", SETTINGS, 4, **SMALL)
+    path = tmp_path / "out" / DATASET_FILE
+    content = json.loads(path.read_text())
+    assert {"pillow", "scipy", "webdataset", "opencv-python-headless"} <= set(content["environment"])
+    content["environment"]["pillow"] = "1.0"
+    path.write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=r"was begun with pillow 1\.0, but here is"):
+        make_masks(toy_artifact, toy_bank, tmp_path / "out", SETTINGS, 8, **SMALL)
+
+
+def test_curved_paths_and_grey_images(
+    toy_artifact: Artifact, curved_bank: DirectionBank, tmp_path: Path
+) -> None:
+    dataset = make_masks(
+        toy_artifact, curved_bank, tmp_path / "curved", MaskSettings(direction=3, epsilon=2.0, rule="mean"), 6
+    )
+    assert len(list(dataset.pairs())) == 6
+
+
+def test_a_generator_of_grey_images(random_dcgan: Callable[..., nn.Sequential], tmp_path: Path) -> None:
+    torch.save(random_dcgan((16, 24, 16), channels=1).state_dict(), tmp_path / "grey.pt")
+    generator = load_generator(tmp_path / "grey.pt")
+    bank = discover(generator, "random", 1)
+    settings = MaskSettings(direction=0, epsilon=3.0, filters=Filters(min_area=0.0, max_area=1.0))
+    dataset = make_masks(generator, bank, tmp_path / "out", settings, 5)
+    assert {pair.image.shape[-1] for pair in dataset.pairs()} == {1}
 
 
 _LONG = """
@@ -131,6 +199,12 @@ import os, resource, signal, sys
 import fastdirs
 from fastdirs.mask_settings import MaskSettings
 from fastdirs.masks import make_masks
+from fastdirs.recipe import Batch
+from fastdirs.saliency.evaluation import Case, evaluate
+from fastdirs.saliency.export import export_segmenter
+from fastdirs.saliency.runtime import open_saliency
+from fastdirs.saliency.settings import saliency_settings
+from fastdirs.saliency.training import train_saliency
 
 artifact, bank, out, how = sys.argv[1:]
 if how == "full":
@@ -267,3 +341,14 @@ def test_the_published_preset_on_a_small_biggan(tmp_path: Path) -> None:
     assert len(dataset) == 6
     with pytest.raises(ContractError, match="needs a class"):
         make_masks(generator, bank, tmp_path / "none", MaskSettings(direction=59, epsilon=26.0), 2)
+    # On to the model, with the published schedule, of which two steps have to do.
+    chosen = saliency_settings("published", {"steps": "2", "batch": "4", "width": "8", "held_out": "1"})
+    trained = train_saliency(dataset, tmp_path / "model.safetensors", chosen)
+    artifact = export_segmenter(trained.path, tmp_path / "saliency", batch=Batch(opt=2, max=2))
+    with open_saliency(artifact, "ort") as runtime:
+        cases = [
+            Case(str(pair.seed), None, runtime.saliency([pair.image])[0], pair.mask)
+            for pair in dataset.pairs()
+            if pair.mask.any()
+        ]
+    assert 0 <= evaluate(cases, shown=0).overall["iou"] <= 1

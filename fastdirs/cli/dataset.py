@@ -30,13 +30,18 @@ def check(folder: Path, as_json: bool) -> None:
     from fastdirs.cli._console import progress_bar, show_json
     from fastdirs.mask_dataset import open_mask_dataset
 
-    opened = open_mask_dataset(folder)
+    opened = open_mask_dataset(folder, unfinished=True)
+    complete = bool(opened.content["complete"])
     with progress_bar() as progress:
         opened.check(lambda done, total: progress("shards", done, total))
     if as_json:
-        show_json({"folder": str(folder), "shards": len(opened.shards), "pairs": len(opened), "intact": True})
+        show_json({"folder": str(folder), "shards": len(opened.shards), "pairs": len(opened), "intact": True,
+                   "complete": complete})  # fmt: skip
     else:
-        click.echo(f"{len(opened):,} pairs in {len(opened.shards):,} shards, all as they were written")
+        wanted = "" if complete else f"; unfinished, {opened.content['count']:,} were asked for"
+        click.echo(
+            f"{len(opened):,} pairs in {len(opened.shards):,} shards, all as they were written{wanted}"
+        )
 
 
 COMMAND = dataset

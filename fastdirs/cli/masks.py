@@ -134,8 +134,9 @@ def masks(
 ) -> None:  # fmt: skip
     """Make pairs of images and masks along a background direction.
 
-    One direction of BANK has to treat object and background differently. The pairs are WebDataset shards in a folder, with a page that shows the first ones. A run that was
-    interrupted continues when the same command is given again. With --find, a ranking of all directions.
+    One direction of BANK has to treat object and background differently. The pairs are WebDataset shards in
+    a folder, with a page that shows the first ones. A run that was interrupted continues when the same
+    command is given again. With --find, a ranking of all directions instead.
 
     \b
     Example:
@@ -181,13 +182,29 @@ def masks(
         "filters": filters, "refine": refine, "psi": psi, "cutoff": cutoff,
     }  # fmt: skip
     if find:
-        _rank(opened_source, loaded, values, out, f"fastdirs masks {model} {bank or ''}", backend, precision,
-              force, as_json)  # fmt: skip
+        unused = {
+            "--direction": direction, "--threshold": threshold, "--peaks": peaks, "--component": component,
+            "--refine": refine, "--agreement": agreement, "--batch": batch, "--per-shard": per_shard,
+            "--on": on,
+        }  # fmt: skip
+        clash = [name for name, value in unused.items() if value]
+        if clash:
+            raise click.UsageError(f"A ranking does not look at {', '.join(clash)}. Leave it out.")
+        again = {
+            "--class": classes, "--psi": None if psi == 1 else psi, "--cutoff": cutoff, "--family": family,
+            "--generator": factory, "--backend": None if backend == "auto" else backend,
+            "--precision": precision,
+        }  # fmt: skip
+        command = ["fastdirs", "masks", model, *([bank] if bank else [])]
+        command += [str(part) for name, value in again.items() if value is not None for part in (name, value)]
+        for key, value in options.items():
+            command += ["--generator-option", f"{key}={value}"]
+        _rank(opened_source, loaded, values, out, command, backend, precision, force, as_json)
         return
     missing = [name for name in ("direction", "epsilon") if name not in values]
     if missing:
         raise click.UsageError(
-            f"Missing option '--{missing[0]}'. To rank the directions: fastdirs masks {model} {bank} --find."
+            f"Missing option '--{missing[0]}'. Rank the directions first: the same command with --find."
         )
     settings = MaskSettings(**values)
 
@@ -214,18 +231,23 @@ def masks(
 
 
 def _rank(
-    source: Any, bank: Any, values: dict[str, Any], out: Path, command: str, backend: str,
+    source: Any, bank: Any, values: dict[str, Any], out: Path, command: list[str], backend: str,
     precision: str | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Rank all directions, show the page, and say how to go on with the best one."""
+    import shlex
+
     from fastdirs.cli._console import note, progress_bar, show_json, show_table
-    from fastdirs.mask_scores import PAGE_FILE, rank_removers, save_ranking
+    from fastdirs.manifest import check_replaceable
+    from fastdirs.mask_scores import KIND, PAGE_FILE, RANKING_FILE, rank_removers, save_ranking
     from fastdirs.runtime import open_runtime
 
     classes = values.get("classes")
     if isinstance(classes, tuple) or classes == "random":
         raise click.UsageError("A ranking looks at one class. Name it with --class.")
     epsilon, rule = values.get("epsilon"), values.get("rule")
+    # Before the work, not after it.
+    check_replaceable(out, RANKING_FILE, KIND, force)
     with open_runtime(source, backend, precision, streaming=True) as runtime, progress_bar() as progress:
         show_runtime(runtime)
         ranking = rank_removers(
@@ -233,15 +255,14 @@ def _rank(
             filters=values["filters"], psi=values["psi"], cutoff=values["cutoff"], c=classes,
             progress=lambda done, total: progress("directions", done, total),
         )  # fmt: skip
-    best = ranking.removers[0]
-    command = (
-        f"{command} --direction {best.direction} --epsilon {best.epsilon:g} --rule {best.rule} "
-        f"--area {values['filters'].min_area:g}:{values['filters'].max_area:g} --out PAIRS"
-    )
-    save_ranking(ranking, out, command, force)
+    best, filters = ranking.removers[0], values["filters"]
+    command += ["--direction", str(best.direction), "--epsilon", f"{best.epsilon:g}", "--rule", best.rule]
+    command += ["--area", f"{filters.min_area:g}:{filters.max_area:g}", "--out", "PAIRS"]
+    line = shlex.join(command)
+    save_ranking(ranking, out, line, force)
     if as_json:
         removers = [vars(remover) for remover in ranking.removers]
-        show_json({"folder": str(out), "command": command, "removers": removers})
+        show_json({"folder": str(out), "command": line, "removers": removers})
         return
     figures = ("score", "separation", "polarity", "stability", "area")
     rows = [
@@ -253,7 +274,7 @@ def _rank(
     ]  # fmt: skip
     show_table(["direction", "label", "epsilon", "rule", *figures], rows)
     note(f"pictures: {out / PAGE_FILE}")
-    note(f"go on with: {command}")
+    note(f"go on with: {line}")
 
 
 COMMAND = masks

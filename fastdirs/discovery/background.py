@@ -21,6 +21,7 @@ _SOFTNESS = 0.1
 # Relative spread of the lengths: a direction is to hold for more than one.
 _SPREAD = 0.25
 _JUDGED = 64
+_SEEDS_APART = 10**9
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def find(search: Search, settings: Settings) -> Found:
         vector = torch.randn(search.space.size, generator=random).requires_grad_()
         optimizer = torch.optim.Adam([vector], settings.lr)
         for step in range(settings.steps):
-            first = FIRST_TRAINING_SEED + (len(found) * settings.steps + step) * settings.batch
+            done = (len(found) * settings.steps + step) * settings.batch
+            first = FIRST_TRAINING_SEED + settings.seed * _SEEDS_APART + done
             lengths = 1 + _SPREAD * torch.randn(settings.batch, generator=random)
             seeds = range(first, first + settings.batch)
             value = _criterion(search, synthesis, _free(vector, found), settings.epsilon * lengths, seeds)

@@ -42,6 +42,6 @@ def test_the_same_pairs_as_the_published_loop(
         ]
     assert errors["max"] <= 1
     assert errors["iou"] > 0.999
-    kept = [not reason for each in found for reason in each.reasons]
-    assert kept == [not reason for reason in wanted.reasons]
+    kept = [not failing for each in found for failing in each.failing]
+    assert kept == [not failing for failing in wanted.failing]
     assert np.allclose(np.concatenate([each.areas for each in found]), wanted.areas, atol=0.002)

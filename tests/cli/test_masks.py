@@ -100,7 +100,12 @@ def test_a_ranking(
         (("--direction", 9, "--epsilon", 4), 1, "direction 9"),
         (("--direction", 4, "--epsilon", 0), 1, "Epsilon 0 is out of range"),
         ((*MEAN[:4], "--rule", "meen"), 1, "There is no mask rule 'meen'. Did you mean 'mean'?"),
-        (("--find", "--class", "random"), 2, "A ranking looks at one class"),
+        (("--find", "--class", "random"), 1, "takes no class"),
+        (
+            ("--find", "--refine", "--peaks", 2),
+            2,
+            "A ranking does not look at --peaks, --refine. Leave it out",
+        ),
         ((*MEAN, "--area", "0.98:0.99"), 1, "only 0 make a pair"),
     ],
 )
