@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ import pytest
 from click.testing import Result
 
 from fastdirs.artifact import Artifact
+from fastdirs.discovery import discover
+from fastdirs.generators import Generator
 from fastdirs.mask_dataset import open_mask_dataset
 
 Run = Callable[..., Result]
@@ -90,7 +93,7 @@ def test_a_ranking(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ((), 2, "Missing option '--direction'. To rank the directions: fastdirs masks"),
+        ((), 2, "Missing option '--direction'. Rank the directions first"),
         (("--direction", 4), 2, "Missing option '--epsilon'"),
         ((*MEAN, "--area", "0.5"), 2, "'0.5' is not LOW:HIGH"),
         ((*MEAN, "--area", "0.9:0.1"), 1, "The area range 0.9 to 0.1 is empty"),
@@ -100,7 +103,7 @@ def test_a_ranking(
         (("--direction", 9, "--epsilon", 4), 1, "direction 9"),
         (("--direction", 4, "--epsilon", 0), 1, "Epsilon 0 is out of range"),
         ((*MEAN[:4], "--rule", "meen"), 1, "There is no mask rule 'meen'. Did you mean 'mean'?"),
-        (("--find", "--class", "random"), 1, "takes no class"),
+        (("--find", "--class", "random"), 2, "A ranking looks at one class"),
         (
             ("--find", "--refine", "--peaks", 2),
             2,
@@ -118,6 +121,59 @@ def test_bad_input(
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not list(tmp_path.glob("pairs/**/*.tar"))
+
+
+def test_the_command_that_a_ranking_prints_names_what_was_ranked(
+    run_json: Callable[..., Any], run: Run, classes_artifact: Artifact, classes: Generator, tmp_path: Path
+) -> None:
+    discover(classes, "random", 3).save(tmp_path / "my bank.safetensors")
+    given = ("--class", 2, "--psi", 0.8, "--area", "0:1", "--backend", "ort", "--precision", "f32")
+    found = run_json(
+        "masks", classes_artifact.folder, "my bank.safetensors", "--find", *given, "--out", "rank"
+    )
+    arguments = shlex.split(found["command"])[1:]
+    for part in ("my bank.safetensors", "--class", "2", "--psi", "0.8", "--backend", "ort"):
+        assert part in arguments
+    done = run(*[part.replace("PAIRS", "pairs") for part in arguments], "--count", 3)
+    assert done.exit_code == 0, done.output
+    assert open_mask_dataset(tmp_path / "pairs").content["classes"] == 2
+    # Whether there is room is said before the work.
+    again = run("masks", classes_artifact.folder, "my bank.safetensors", "--find", *given, "--out", "rank")
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert "directions" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "named"), [("scipy", "Masks need scipy"), ("webdataset", "Datasets of masks need webdataset"),
+                           ("cv2", "Refined masks need OpenCV")],
+)  # fmt: skip
+def test_a_package_that_is_missing(
+    package: str, named: str, python_without: Callable[..., str], model: Path, bank_file: Path, tmp_path: Path
+) -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from fastdirs.cli import main
+result = CliRunner().invoke(main, sys.argv[1:])
+print(result.exit_code, result.output)
+"""
+    refined = (
+        "masks",
+        model,
+        tmp_path / bank_file,
+        *MEAN,
+        "--refine",
+        "--count",
+        2,
+        "--out",
+        tmp_path / "pairs",
+    )
+    said = python_without([package], code, *refined)
+    assert said.startswith("1 ")
+    assert named in said
+    assert "fastdirs[masks]" in said
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_without_a_bank(run: Run, model: Path) -> None:
