@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("backend", ["ort", "openvino_cpu"])
+@pytest.mark.parametrize("backend", ["ort", pytest.param("openvino_cpu", marks=pytest.mark.slow)])
 def test_masks_are_those_of_a_local_run(
     dcgan_artifact: Artifact, tmp_path: Path, backend: str, dcgan_bank: DirectionBank
 ) -> None:
@@ -99,6 +99,7 @@ def dcgan_bank(small_dcgan: Generator) -> DirectionBank:
     return discover(small_dcgan, "sefa", num_directions=2)
 
 
+@pytest.mark.slow
 def test_masks_of_a_generator_without_an_artefact(
     toy: Generator, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def killing(after: int) -> Callable[..., None]:
     return progress
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_shard_only(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
@@ -142,7 +144,7 @@ def test_a_killed_worker_costs_its_shard_only(
     assert contents(tmp_path / "ray") == contents(tmp_path / "local"), "and no temporary file is left"
 
 
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("kill", [pytest.param(False), pytest.param(True, marks=pytest.mark.slow)])
 def test_strips_are_those_of_a_local_run(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path, kill: bool
 ) -> None:
@@ -153,6 +155,7 @@ def test_strips_are_those_of_a_local_run(
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
+@pytest.mark.slow
 def test_strips_of_a_cut_generator_and_what_is_there_already(
     layered_artifact: Artifact, layered_bank: DirectionBank, tmp_path: Path
 ) -> None:
@@ -192,6 +195,7 @@ def test_errors_of_workers_are_those_of_a_local_run(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
@@ -208,6 +212,7 @@ def test_a_folder_that_cannot_be_written(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "change", "error", "match"),
     [
@@ -237,6 +242,7 @@ def test_a_machine_that_does_not_fit(
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_more_cores_than_there_are(toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path) -> None:
     many = RayCluster(cores=4096)
     with pytest.raises(BackendError, match="No machine of the cluster has 4096 cores"):
