@@ -34,13 +34,13 @@ The map, each level importing only from those above it:
       latents_of_z, tails             from z to latents, wherever the way was kept; what reads the images
     synthesis_parts                   a synthesis cut in two, or followed by what reads its images
     runtime, reconstructor_runtime,   an opened backend, for images and for what is seen in them;
-      bench, inspection, writers/     every backend measured; what a file holds; strips, grids, atlas, video
+      bench, writers/                 every backend measured; strips, grids, atlas, video
     traversal_folder, samples,        the folder of a traversal; what plain sampling renders;
       mask_settings                   what pairs are made with
     mask_pairs, strips                seeds in, images and masks out; strips of any seeds, in any process
     gallery, mask_page, mask_shards   the pipeline that fills a folder; how masks look; shards are filled
     masks, mask_scores, saliency/     datasets of pairs; which direction removes backgrounds; saliency models
-    cluster                           the same jobs on Ray
+    cluster, inspection               the same jobs on Ray; what a file holds
     rendering, evaluation/            plain sampling: images, a grid, or one array; how good directions are
     cli/                              click: parse, call one function, print
 """

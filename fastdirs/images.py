@@ -1,10 +1,13 @@
 """The only place that converts range, dtype and layout of images; strips, grids and encoders."""
 
 import io
+import re
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -166,13 +169,31 @@ def resize(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return resized[..., None] if resized.ndim < image.ndim else resized
 
 
+# Luma of ITU-R BT.601, as Pillow makes grey pictures.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def to_grey(image: NDArray[Any]) -> NDArray[np.float32]:
+    """The luma of a picture.
+
+    Args:
+        image: `[height, width, 3]`, uint8 or float.
+
+    Returns:
+        `[height, width, 1]`, float32, not rounded, in the range of the values given.
+    """
+    grey: NDArray[np.float32] = (image.astype(np.float32) @ _LUMA)[..., None]
+    return grey
+
+
 Levels = NDArray[np.uint8] | NDArray[np.uint16]
 """Values of a picture as its file holds them: of 255, or of 65,535."""
 # What Pillow raises for files that are torn, or no pictures at all.
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, MemoryError,
-    struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+    struct.error, zlib.error,
 )  # fmt: skip
+_QUIET = Lock()
 # Tags of EXIF and TIFF, and the orientations that swap height and width.
 _WIDTH, _HEIGHT, _ORIENTATION = 0x0100, 0x0101, 0x0112
 _TURNED = (5, 6, 7, 8)
@@ -191,10 +212,10 @@ def read_levels(path: Path) -> Levels:
         RGB and alpha; alpha is at its maximum where nothing is transparent.
 
     Raises:
-        DatasetError: The file cannot be read as a picture.
+        DatasetError: The file cannot be read as a picture, or has too many pixels.
     """
     try:
-        with Image.open(path) as opened:
+        with _opened(path) as opened:
             # Mode 1 lies packed, which is neither turned nor converted to every other mode.
             plain = opened.convert("L") if opened.mode == "1" else opened
             image = ImageOps.exif_transpose(plain)
@@ -209,6 +230,24 @@ def read_levels(path: Path) -> Levels:
         reason = f" ({error})" if isinstance(error, ValueError) else ""
         raise DatasetError(
             f"{path} cannot be read as a picture{reason}. Remove it, or save it again as PNG or JPEG."
+        ) from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """A picture, not decoded yet; Pillow's warning of large ones is not for those who use them.
+
+    Raises:
+        DatasetError: It has so many pixels that Pillow takes it for an attack.
+    """
+    try:
+        # What warnings are shown is the same in all threads.
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except Image.DecompressionBombError as error:
+        count, limit = (f"{int(number):,}" for number in re.findall(r"\d+", str(error))[:2])
+        raise DatasetError(
+            f"{path} has {count} pixels, more than the {limit} that are read. Scale it down."
         ) from error
 
 
@@ -227,10 +266,10 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Height and width that `read_levels` gives, from the head of the file where it suffices.
 
     Raises:
-        DatasetError: The file cannot be read as a picture.
+        DatasetError: The file cannot be read as a picture, or has too many pixels.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):
                 # Some versions of Pillow turn this size, others do not.

@@ -23,8 +23,10 @@ from fastdirs.reconstructor_export import KIND as RECONSTRUCTOR_ARTIFACT
 from fastdirs.reconstructor_export import open_reconstructor_artifact
 from fastdirs.reconstructors import KIND as RECONSTRUCTOR
 from fastdirs.reconstructors import load_reconstructor
+from fastdirs.saliency.export import KIND as SEGMENTER_ARTIFACT
+from fastdirs.saliency.export import open_segmenter_artifact
 from fastdirs.segmenters import KIND as SEGMENTER
-from fastdirs.segmenters import load_segmenter
+from fastdirs.segmenters import is_segmenter, load_segmenter
 
 _MAX_TENSORS = 40
 _ENGINE_MAGICS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
@@ -36,6 +38,7 @@ _ENGINE_VERSION = slice(24, 28)
 _OPENERS: dict[str, Callable[[Path], object]] = {
     ARTIFACT: open_artifact,
     RECONSTRUCTOR_ARTIFACT: open_reconstructor_artifact,
+    SEGMENTER_ARTIFACT: open_segmenter_artifact,
 }
 
 
@@ -189,12 +192,16 @@ def _checkpoint(path: Path, name: str, survey: Survey) -> Json:
         "first_tensors": first,
     }
     try:
-        generator = load_generator(path)
+        if is_segmenter(path):
+            segmenter, _ = load_segmenter(path)
+            content["loads_as"] = f"{segmenter.kind} segmenter"
+            content["assumed"] = [f"img_resolution={segmenter.img_resolution}"]
+        else:
+            generator = load_generator(path)
+            content["loads_as"] = generator.family
+            content["assumed"] = list(generator.provenance.assumed)
     except FastdirsError as error:
         content["problem"] = str(error)
-    else:
-        content["loads_as"] = generator.family
-        content["assumed"] = list(generator.provenance.assumed)
     return _described("checkpoint", path, content)
 
 

@@ -1,6 +1,7 @@
 """An opened reconstructor: image pairs in, direction and epsilon out, as numpy arrays."""
 
 import copy
+import json
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -149,8 +150,12 @@ def open_reconstructor(
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path is the folder of a training run, finished or not."""
-    return is_manifest(path / RUN_FILE, RUN_KIND)
+    """Whether a path is the folder of a run that trains a reconstructor, finished or not."""
+    if not is_manifest(path / RUN_FILE, RUN_KIND):
+        return False
+    # Saliency networks are trained in such folders, too, but on a dataset.
+    asked = json.loads((path / RUN_FILE).read_bytes()).get("asked")
+    return not (isinstance(asked, dict) and "dataset" in asked)
 
 
 def reconstructor_of_run(folder: Path) -> Path:

@@ -23,13 +23,20 @@ def unknown_name(noun: str, name: str, names: Iterable[str]) -> UnknownNameError
 
 
 def install_hint(module: str) -> str:
-    """The pip command that brings an importable `module`: an extra of fastdirs, else the package itself."""
+    """The pip command that brings an importable `module`: the smallest extra with it, else the package."""
     root = module.partition(".")[0]
+    sizes: dict[str, int] = {}
+    found: list[str] = []
     for requirement in importlib.metadata.requires("fastdirs") or []:
         match = re.match(r"([\w-]+).*extra == ['\"](\w+)['\"]", requirement)
+        if match is None or match[2] == "dev":
+            continue
+        sizes[match[2]] = sizes.get(match[2], 0) + 1
         # Some are imported under a name with other dashes: pysodmetrics is py_sod_metrics.
-        if match and re.sub("[-_]", "", match[1]) == re.sub("_", "", root) and match[2] != "dev":
-            return f"pip install 'fastdirs[{match[2]}]'"
+        if re.sub("[-_]", "", match[1]) == re.sub("_", "", root):
+            found.append(match[2])
+    if found:
+        return f"pip install 'fastdirs[{min(found, key=lambda extra: sizes[extra])}]'"
     return f"pip install {root}"
 
 

@@ -26,6 +26,8 @@ from fastdirs.manifest import Json, manifest, sha256_file, write_json
 from fastdirs.recipe import Batch, Graph, Recipe
 from fastdirs.reconstructor_export import export_reconstructor
 from fastdirs.reconstructors import build_reconstructor, save_reconstructor
+from fastdirs.saliency.export import export_segmenter
+from fastdirs.segmenters import build_segmenter
 
 ROOT = Path(__file__).parents[1]
 FIXTURES = Path(os.environ.get("FASTDIRS_FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -127,6 +129,30 @@ def test_reconstructor(tmp_path: Path) -> None:
     network.classifier.weight.data[0, 0] = float("nan")
     save_reconstructor(network, path, {})
     assert "NaN or infinite values in 'classifier.weight'" in _inspect(path)["problem"]
+
+
+def test_exported_segmenter(tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    export_segmenter(build_segmenter("unet", 3, 32, 4), folder, batch=Batch(opt=1, max=1))
+    info = _inspect(folder)
+    assert (info["kind"], info["segmenter"]["kind"]) == ("segmenter-artifact", "unet")
+    assert "problem" not in info
+    with (folder / "saliency.onnx").open("ab") as file:
+        file.write(b"1")
+    assert "saliency.onnx changed since its manifest was written" in _inspect(folder)["problem"]
+
+
+def test_segmenter_of_the_authors_code(tmp_path: Path) -> None:
+    network = build_segmenter("unet", 3, 32, 4)
+    torch.save(network.state_dict(), tmp_path / "segmentation.pth")
+    info = _inspect(tmp_path / "segmentation.pth")
+    assert (info["kind"], info["loads_as"], info["assumed"]) == (
+        "checkpoint", "unet segmenter", ["img_resolution=128"]
+    )  # fmt: skip
+    assert "problem" not in info
+    network.outc.conv.bias.data[0] = float("nan")
+    torch.save(network.state_dict(), tmp_path / "segmentation.pth")
+    assert "NaN or infinite values in 'outc.conv.bias'" in _inspect(tmp_path / "segmentation.pth")["problem"]
 
 
 def test_exported_reconstructor(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`fastdirs saliency`: train a saliency model on pairs of images and masks, measure, export and use it."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +8,6 @@ import click
 from fastdirs.cli._options import BACKEND, FORCE, JSON, OUT, PRECISION, key_values
 
 if TYPE_CHECKING:
-    from fastdirs.saliency.evaluation import Prediction
-    from fastdirs.saliency.folders import PairPaths
     from fastdirs.saliency.runtime import SaliencyRuntime
 
 _PRESETS = ("quick", "published", "bgw")
@@ -59,8 +56,9 @@ def train(
 ) -> None:  # fmt: skip
     """Train a saliency model on images and masks.
 
-    DATASET is a folder that `fastdirs masks` made. Its images and masks are streamed from its shards. After a kill the same command continues. On several
-    GPUs: torchrun --nproc-per-node 4 -m fastdirs saliency train ...
+    DATASET is a folder that `fastdirs masks` made. Its images and masks are streamed from its shards. After a
+    kill the same command continues. --force replaces a model, and the folder of a run with other settings.
+    On several GPUs: torchrun --nproc-per-node 4 -m fastdirs saliency train ...
 
     \b
     Example:
@@ -69,12 +67,10 @@ def train(
     from dataclasses import asdict
 
     from fastdirs.cli._console import note, progress_bar, show_facts, show_json
-    from fastdirs.errors import OutputError
     from fastdirs.machine import process_rank
     from fastdirs.mask_dataset import open_mask_dataset
     from fastdirs.saliency.settings import PRESETS, saliency_settings
     from fastdirs.saliency.training import train_saliency
-    from fastdirs.segmenters import is_segmenter
 
     chosen = saliency_settings(preset, settings)
     opened = open_mask_dataset(dataset)
@@ -88,13 +84,12 @@ def train(
     folder = folder or out.with_suffix(".run")
     if folder.resolve() == out.resolve():
         raise click.UsageError(f"{out} cannot be the model and the folder of its run. Name another --out.")
-    if out.exists() and not (force and is_segmenter(out)):
-        raise OutputError(f"{out} exists already. Choose another --out, or pass --force to replace a model.")
+    _check_model_out(out, force)
     # Of the processes that torchrun starts, one speaks and writes.
     first = process_rank() == 0
     with progress_bar() as progress:
         trained = train_saliency(
-            opened, out, chosen, folder=folder, report=note if first else lambda line: None,
+            opened, out, chosen, folder=folder, force=force, report=note if first else lambda line: None,
             progress=(lambda done, total: progress("training", done, total)) if first else lambda d, t: None,
         )  # fmt: skip
     if not first:
@@ -132,16 +127,17 @@ def evaluate(
     \b
     Example:
       fastdirs saliency run model.safetensors images --write masks --out found
-      fastdirs saliency eval model.safetensors found/masks --images images --ignore-unpaired --out report
+      fastdirs saliency eval model.safetensors found/masks --images images --ignore-unpaired --out scores
     """
     from fastdirs.cli._console import note, progress_bar, show_json, show_table
-    from fastdirs.saliency.evaluation import evaluate_folder, read_predictions, table
+    from fastdirs.saliency.evaluation import evaluate_folder, predict_pairs, read_predictions, table
     from fastdirs.saliency.folders import pair_folders
     from fastdirs.saliency.metrics import MetricSettings
-    from fastdirs.saliency.report import PAGE_FILE, write_report
+    from fastdirs.saliency.report import PAGE_FILE, check_report_folder, write_report
     from fastdirs.saliency.runtime import open_saliency
 
     settings = MetricSettings(stretch=not no_stretch)
+    check_report_folder(out, force)
     runtime = None
     if _is_model(predictions):
         if images is None:
@@ -150,7 +146,7 @@ def evaluate(
         pairs = pair_folders(images, masks, ignore_unpaired=ignore_unpaired, recursive=recursive)
         runtime = open_saliency(predictions, backend, precision)
         _show(runtime)
-        given = _predicted(runtime, pairs)
+        given = predict_pairs(runtime, pairs)
         facts = {"Model": str(predictions), "Runtime": f"{runtime.backend} {runtime.precision}"}
     else:
         given = read_predictions(
@@ -167,11 +163,10 @@ def evaluate(
         if runtime is not None:
             runtime.close()
     write_report(out, results, facts={**facts, "Masks": str(masks)}, force=force)
-    rows = table(results)
     if as_json:
-        show_json({"folder": str(out), "figures": {row.name: row.value for row in rows}})
+        show_json({"folder": str(out), "figures": results.overall})
     else:
-        show_table(["figure", "value", "meaning"], [[row.name, str(row.value), row.meaning] for row in rows])
+        show_table(["figure", "value", "meaning"], [list(row) for row in table(results)])
         note(f"pictures: {out / PAGE_FILE}")
 
 
@@ -183,8 +178,8 @@ def evaluate(
     help=f"What to write: {', '.join(_OUTPUTS)}.",
 )  # fmt: skip
 @click.option(
-    "--threshold", metavar="VALUE", type=click.FloatRange(0, 1), default=0.5, show_default=True,
-    help="Saliency from which a pixel is in the mask.",
+    "--threshold", metavar="VALUE", type=click.FloatRange(0, 1, min_open=True), default=0.5,
+    show_default=True, help="Saliency from which a pixel is in the mask.",
 )  # fmt: skip
 @click.option("--hard", is_flag=True, help="Cut out along the mask instead of fading along the saliency.")
 @click.option("--skip-unreadable", is_flag=True, help="Go on where a picture cannot be read, and list it.")
@@ -200,7 +195,8 @@ def run(
 ) -> None:  # fmt: skip
     """Find the salient object in every picture of a folder.
 
-    Writes masks, saliency maps, and cut-outs with alpha. Pictures may have any size and format. A run that was interrupted continues with the same command.
+    Writes masks, saliency maps, and cut-outs with alpha. Pictures may have any size and format. A run that
+    was interrupted continues with the same command.
 
     \b
     Example:
@@ -211,7 +207,7 @@ def run(
     from fastdirs.saliency.folder_run import choice_of
     from fastdirs.saliency.runtime import open_saliency
 
-    earlier = None if force else choice_of(out)
+    earlier = None if force else choice_of(out, model)
     size = None
     if earlier is not None:
         # What was measured and chosen for the first part holds for the rest, or the bytes would differ.
@@ -220,8 +216,8 @@ def run(
     with open_saliency(model, backend, precision, size) as runtime, progress_bar() as progress:
         _show(runtime)
         done = run_folder(
-            runtime, images, out, what=[name.strip() for name in write.split(",")], threshold=threshold,
-            hard=hard, recursive=recursive, skip_unreadable=skip_unreadable, force=force,
+            runtime, images, out, what=list(filter(None, map(str.strip, write.split(",")))),
+            threshold=threshold, hard=hard, recursive=recursive, skip_unreadable=skip_unreadable, force=force,
             progress=lambda done, total: progress("pictures", done, total),
         )  # fmt: skip
     for name, reason in done.skipped.items():
@@ -290,16 +286,17 @@ def _is_model(path: Path) -> bool:
     return path.is_file() or is_segmenter_artifact(path)
 
 
-def _predicted(runtime: "SaliencyRuntime", pairs: Sequence["PairPaths"]) -> Iterator["Prediction"]:
-    """What the model says of each picture, batch by batch."""
-    from fastdirs.saliency.evaluation import Prediction
-    from fastdirs.saliency.folders import read_photo
+def _check_model_out(out: Path, force: bool) -> None:
+    """Before the work, not after it: whether there is room for a model.
 
-    for first in range(0, len(pairs), runtime.batch_size):
-        chosen = pairs[first : first + runtime.batch_size]
-        photos = [read_photo(pair.picture) for pair in chosen]
-        for pair, photo, found in zip(chosen, photos, runtime.saliency(photos), strict=True):
-            yield Prediction(pair.stem, photo, found)
+    Raises:
+        OutputError: There is a file, and `force` is off or it is no model.
+    """
+    from fastdirs.errors import OutputError
+    from fastdirs.segmenters import is_segmenter
+
+    if out.exists() and not (force and is_segmenter(out)):
+        raise OutputError(f"{out} exists already. Choose another --out, or pass --force to replace a model.")
 
 
 def _show(runtime: "SaliencyRuntime") -> None:

@@ -26,7 +26,7 @@ def augment(
     """
     # For the whole batch, whichever rows are asked for: so several processes are one run.
     random = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    draws = torch.rand(settings.batch, 8, generator=random)[rows].to(images.device)
+    draws = torch.rand(settings.batch, 7, generator=random)[rows].to(images.device)
     if settings.flip or settings.zoom > 1:
         images, masks = _moved(images, masks, draws[:, :4], settings)
     if settings.jitter:
@@ -51,8 +51,8 @@ def _moved(images: Tensor, masks: Tensor, draws: Tensor, settings: SaliencySetti
 
 
 def _coloured(images: Tensor, draws: Tensor, jitter: float) -> Tensor:
-    """Brightness, contrast and saturation changed by the draws `[rows, 4]`, by up to `jitter`."""
-    brightness, contrast, saturation, _ = ((draws * 2 - 1) * jitter)[:, :, None, None, None].unbind(1)
+    """Brightness, contrast and saturation changed by the draws `[rows, 3]`, by up to `jitter`."""
+    brightness, contrast, saturation = ((draws * 2 - 1) * jitter)[:, :, None, None, None].unbind(1)
     grey = images.mean(dim=1, keepdim=True)
     images = grey + (images - grey) * (1 + saturation)
     middle = images.mean(dim=(1, 2, 3), keepdim=True)

@@ -26,7 +26,7 @@ from fastdirs.saliency.folder_run import (
     remove_run,
     remove_stale,
 )
-from fastdirs.saliency.folders import iterate_images, read_photo
+from fastdirs.saliency.folders import iterate_images, read_photo, read_with_opacity
 from fastdirs.saliency.parity import THRESHOLD
 from fastdirs.saliency.preview import preview_row
 from fastdirs.saliency.runtime import SaliencyRuntime
@@ -236,7 +236,7 @@ def _write(job: _Job, picture: Picture, square: NDArray[np.float32]) -> bool:
     missing = [each for each in job.what if not job.path(each, picture).exists()]
     if missing:
         # Read again: the pictures of a few batches, kept until now, could take gigabytes.
-        pixels = read_photo(picture.path)
+        pixels = read_with_opacity(picture.path)
         saliency = unfit(square, *pixels.shape[:2])
         for each in missing:
             made = render(each, pixels, saliency, job.threshold, job.hard)
@@ -251,7 +251,8 @@ def render(
 
     Args:
         what: One of `OUTPUTS`.
-        pixels: The picture. `[height, width, 3]`, uint8.
+        pixels: The picture. `[height, width, 3]`, uint8, or with its own opacity `[height, width, 4]`, which
+            a cut-out keeps.
         saliency: `[height, width]`, float32 in 0..1.
         threshold: Saliency from which a pixel belongs to the mask.
         hard: The opacity of a cut-out is the mask, not the saliency.
@@ -267,7 +268,9 @@ def render(
     if what == "masks":
         return mask
     opacity = mask if hard else grey
-    cutout: Pixels = np.concatenate([np.where(opacity > 0, pixels, np.uint8(0)), opacity], axis=-1)
+    if pixels.shape[-1] == 4:
+        opacity = np.rint(opacity * (pixels[..., 3:] / np.float32(255))).astype(np.uint8)
+    cutout: Pixels = np.concatenate([np.where(opacity > 0, pixels[..., :3], np.uint8(0)), opacity], axis=-1)
     return cutout
 
 
@@ -279,7 +282,8 @@ def _write_preview(job: _Job, pictures: Sequence[Picture]) -> None:
             continue
         pixels = read_photo(picture.path)
         (saliency,) = job.runtime.saliency([pixels])
-        made = (render(each, pixels, saliency, job.threshold, job.hard) for each in OUTPUTS)
+        whole = read_with_opacity(picture.path)
+        made = (render(each, whole, saliency, job.threshold, job.hard) for each in OUTPUTS)
         rows.append(preview_row([pixels, *made]))
         if len(rows) == _SHOWN:
             break

@@ -1,7 +1,7 @@
 """Scoring a stream of saliency maps against masks, with the best and worst cases kept to be looked at."""
 
 from bisect import insort
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +13,11 @@ from fastdirs.errors import DatasetError, SelectionError
 from fastdirs.images import Pixels, shrink
 from fastdirs.manifest import Json
 from fastdirs.registry import unknown_name
+from fastdirs.saliency.fitting import unfit
 from fastdirs.saliency.folders import (
     MASK_THRESHOLD,
     Mask,
+    PairPaths,
     Saliency,
     check_partners,
     pair_folders,
@@ -25,6 +27,7 @@ from fastdirs.saliency.folders import (
     read_saliency,
 )
 from fastdirs.saliency.metrics import FIGURES, IMAGE_FIGURES, Figure, Figures, MetricSettings, Scores
+from fastdirs.saliency.runtime import SaliencyRuntime
 
 TILE = 240
 """Pixels: longer side of the pictures that are kept."""
@@ -248,6 +251,33 @@ def read_predictions(
         Prediction(name, read_photo(photos[name]) if name in photos else None, read_saliency(path))
         for name, path, _ in pairs
     )
+
+
+def predict_pairs(runtime: SaliencyRuntime, pairs: Sequence[PairPaths]) -> Iterator[Prediction]:
+    """What a model says of each picture; one picture at a time is in memory, whatever their sizes.
+
+    Args:
+        runtime: An opened saliency model.
+        pairs: What `pair_folders` found.
+
+    Yields:
+        A prediction for each pair, in order.
+
+    Raises:
+        DatasetError: A picture cannot be read.
+        BackendError: The runtime was closed.
+    """
+    size = runtime.batch_size
+    batches = (
+        np.stack([runtime.fit(read_photo(pair.picture)) for pair in pairs[first : first + size]])
+        for first in range(0, len(pairs), size)
+    )
+    remaining = iter(pairs)
+    for squares in runtime.stream(batches):
+        for square, pair in zip(squares, remaining, strict=False):
+            # Read again: a batch of photographs, kept until now, could take gigabytes.
+            photo = read_photo(pair.picture)
+            yield Prediction(pair.stem, photo, unfit(square, *photo.shape[:2]))
 
 
 @dataclass

@@ -32,7 +32,13 @@ from fastdirs.manifest import (
 from fastdirs.recipe import Batch, Engine, usual_batch
 from fastdirs.registry import unknown_name
 from fastdirs.saliency.fitting import fit
-from fastdirs.saliency.parity import ACCEPT, THRESHOLD, SaliencyTolerance, measure_saliency
+from fastdirs.saliency.parity import (
+    ACCEPT,
+    THRESHOLD,
+    SaliencyTolerance,
+    mask_threshold,
+    measure_saliency,
+)
 from fastdirs.segmenters import Segmenter, load_segmenter
 from fastdirs.tracing import trace
 
@@ -156,7 +162,8 @@ def export_segmenter(
         UnknownNameError: No such precision.
         OutputError: The folder exists and `force` is off, or cannot be written.
         MissingDependencyError: No runtime for graphs is installed, so nothing could be verified.
-        ParityError: The graph differs from torch by more than is accepted; nothing is kept.
+        ParityError: The graph differs from torch by more than is accepted, or torch finds the same everywhere
+            in all pictures, so that no masks can be compared; nothing is kept.
         ContractError: The network cannot be traced.
         BackendError: The machine cannot build the engine, or TensorRT refuses the graph.
     """
@@ -294,8 +301,14 @@ def _make_reference(graph: SaliencyGraph, given: Sequence[Pixels]) -> tuple[Arra
     else:
         images = make_scenes(channels, size, count)
     with torch.inference_mode():
-        saliency = graph(images)
-    return np.ascontiguousarray(images.numpy()), np.ascontiguousarray(saliency.numpy())
+        saliency = np.ascontiguousarray(graph(images).numpy())
+    if mask_threshold(saliency) is None:
+        raise ParityError(
+            f"The network gives every pixel of {len(images)} {'given' if given else 'synthetic'} pictures a "
+            f"saliency of {saliency.mean():.3g}, so there are no masks to compare. Pass --images with a "
+            "folder of pictures in which it finds something, or train it again."
+        )
+    return np.ascontiguousarray(images.numpy()), saliency
 
 
 def _verify(

@@ -4,10 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdirs.errors import SelectionError, check_shape
-from fastdirs.images import GREY_LEVELS, Pixels, resize
-
-# Luma of ITU-R BT.601, as Pillow makes grey pictures.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+from fastdirs.images import GREY_LEVELS, Pixels, resize, to_grey
 
 
 def fit(image: Pixels, img_channels: int, img_resolution: int) -> NDArray[np.float32]:
@@ -35,7 +32,7 @@ def fit(image: Pixels, img_channels: int, img_resolution: int) -> NDArray[np.flo
         raise SelectionError(f"The picture has {image.shape[0]} x {image.shape[1]} pixels, so it has none.")
     values = resize(image, img_resolution, img_resolution).astype(np.float32)
     if img_channels == 1 and values.shape[-1] == 3:
-        values = (values @ _LUMA)[..., None]
+        values = to_grey(values)
     values = np.repeat(values, img_channels // values.shape[-1], axis=-1).transpose(2, 0, 1)
     return np.ascontiguousarray(values / np.float32(GREY_LEVELS) - np.float32(1))
 

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastdirs.backends import BACKENDS
 from fastdirs.errors import DatasetError, OutputError
 from fastdirs.manifest import Json, is_manifest, read_json
+from fastdirs.saliency.export import is_segmenter_artifact, open_segmenter_artifact, segmenter_settings
+from fastdirs.segmenters import load_segmenter
 
 KIND = "saliency-run"
 RUN_FILE = "run.json"
@@ -41,18 +44,35 @@ class Picture:
         return [self.name, self.size]
 
 
-def choice_of(out: str | Path) -> Json | None:
-    """Backend, precision and batch_size of the run in a folder, with which to continue it; None without one.
+def choice_of(out: str | Path, model: str | Path) -> Json | None:
+    """Backend, precision and batch_size of the run in a folder, with which to continue it.
 
     A runtime that is chosen by measurement may be another one each time.
 
     Args:
         out: The folder.
+        model: File of weights or exported folder with which to continue.
+
+    Returns:
+        None without a run, or where it is of another segmenter, or its backend does not run such a model.
+
+    Raises:
+        CheckpointError: The model is no segmenter.
+        ArtifactError: The exported folder is broken or changed.
     """
-    path = Path(out) / RUN_FILE
+    path, model = Path(out) / RUN_FILE, Path(model)
     if not is_manifest(path, KIND):
         return None
     content = read_json(path, KIND)
+    if is_segmenter_artifact(model):
+        runs, identity = "graph", open_segmenter_artifact(model).content["segmenter"]
+    else:
+        runs, identity = "module", segmenter_settings(load_segmenter(model)[0])
+    backend = content.get("backend")
+    if backend not in BACKENDS.names() or BACKENDS.load(backend).runs != runs:
+        return None
+    if content.get("segmenter") != identity["weights_sha256"]:
+        return None
     return {name: content.get(name) for name in ("backend", "precision", "batch_size")}
 
 

@@ -51,14 +51,26 @@ def read_photo(path: Path) -> Pixels:
     levels = read_levels(path)
     full = _full(levels)
     colour, alpha = levels[..., :-1], levels[..., -1:]
-    if full == 255 and alpha.min() == full:
-        pixels = colour
-    else:
-        opacity = alpha / np.float32(full)
-        mixed = colour * (opacity * np.float32(255 / full)) + (1 - opacity) * np.float32(255)
-        pixels = np.rint(mixed).astype(np.uint8)
-    height, width, channels = pixels.shape
-    return np.ascontiguousarray(np.broadcast_to(pixels, (height, width, 3)) if channels == 1 else pixels)
+    if alpha.min() == full:
+        return _rgb(colour)
+    opacity = alpha / np.float32(full)
+    mixed = colour * (opacity * np.float32(255 / full)) + (1 - opacity) * np.float32(255)
+    return _rgb(np.rint(mixed).astype(np.uint8))
+
+
+def read_with_opacity(path: Path) -> Pixels:
+    """A photograph as `read_photo` gives it, but colours that are transparent as they are, with opacity.
+
+    Returns:
+        `[height, width, 3]`, uint8, or where something is transparent `[height, width, 4]`, 255 = opaque.
+
+    Raises:
+        DatasetError: The file cannot be read as a picture.
+    """
+    levels = read_levels(path)
+    if levels[..., -1].min() == _full(levels):
+        return _rgb(levels[..., :-1])
+    return np.concatenate([_rgb(levels[..., :-1]), _bytes(levels[..., -1:])], axis=-1)
 
 
 def read_mask(path: Path, threshold: float = MASK_THRESHOLD) -> Mask:
@@ -72,13 +84,16 @@ def read_mask(path: Path, threshold: float = MASK_THRESHOLD) -> Mask:
         `[height, width]`, bool, True = salient object. May hold no salient pixel.
 
     Raises:
-        DatasetError: The file cannot be read as a picture, is coloured, or holds 0 and 1 for black and white.
+        DatasetError: The file cannot be read as a picture, is coloured, or holds for black and white 0 and 1,
+            or 0 and 255 in 16 bits.
     """
     levels = read_levels(path)
-    if levels[..., :-1].max() == 1:
+    full, highest = _full(levels), levels[..., :-1].max()
+    # In a picture of 16 bits, white of 8 bits is as good as black.
+    if highest == 1 or (full > 255 and 0 < highest <= 255):
         raise DatasetError(
-            f"{path} holds 0 and 1 where black and white are 0 and {_full(levels)}, so all of it would be "
-            "background. Multiply it."
+            f"{path} holds 0 and {highest} where black and white are 0 and {full}, so all of it would be "
+            f"background. Multiply it by {full // int(highest)}."
         )
     mask: Mask = _grey(path, levels) >= threshold
     return mask
@@ -221,6 +236,18 @@ def _some(names: Sequence[str]) -> str:
     """The first few of many names."""
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+def _bytes(levels: Levels) -> Pixels:
+    """The same levels in 8 bits."""
+    full = _full(levels)
+    return np.asarray(levels if full == 255 else np.rint(levels * np.float32(255 / full)), np.uint8)
+
+
+def _rgb(colour: Levels) -> Pixels:
+    """`[height, width, 3]`, uint8, of grey or RGB."""
+    pixels = _bytes(colour)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _full(levels: Levels) -> int:

@@ -122,6 +122,9 @@ class MetricSettings:
         beta_squared: Weight of recall against precision in F, over 0; 0.3 favours precision.
         weighted_beta_squared: The same in weighted F, where published tables use 1.
         alpha: Share of the object in the S-measure, 0 to 1; the rest is that of the quarters.
+
+    Raises:
+        SelectionError: A number out of range.
     """
 
     stretch: bool = True

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from fastdirs.errors import OutputError
 from fastdirs.images import MIME_TYPES, Pixels, caption, encode, grid
-from fastdirs.manifest import Json, atomic_folder, manifest, write_bytes, write_json
+from fastdirs.manifest import Json, atomic_folder, check_replaceable, manifest, write_bytes, write_json
 from fastdirs.saliency.evaluation import TILE, SaliencyResults, Shown, table
 from fastdirs.saliency.metrics import FIGURES, IMAGE_FIGURES
 
@@ -26,6 +28,25 @@ HIT, EXTRA, MISSED = (0, 158, 115), (213, 94, 0), (64, 120, 220)
 _TINT = 0.6
 _COLUMNS = ("image", "mask", "saliency", "overlay")
 _GAP, _CAPTION, _GROUND = 6, 22, 236
+
+
+def check_report_folder(folder: Path, force: bool = False) -> None:
+    """Before the work, not after it: whether `write_report` could make a folder.
+
+    Args:
+        folder: The folder to make.
+        force: Replace the folder of an earlier evaluation.
+
+    Raises:
+        OutputError: The folder exists and `force` is off, holds something else, or cannot be written.
+    """
+    try:
+        check_replaceable(folder, FIGURES_FILE, KIND, force)
+        parent = next(each for each in folder.resolve().parents if each.exists())
+        with TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise OutputError.from_os(folder, error) from error
 
 
 def write_report(

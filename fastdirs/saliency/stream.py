@@ -6,15 +6,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastdirs.errors import DatasetError
-from fastdirs.images import GREY_LEVELS, Pixels
+from fastdirs.images import GREY_LEVELS, Pixels, resize, to_grey
+from fastdirs.manifest import sha256_file
 from fastdirs.mask_dataset import MaskDataset, Shard
 from fastdirs.shards import Pair, read_shard
 
@@ -23,8 +24,6 @@ _BLOCK_BYTES = 2**28
 _BLOCK_SHARDS = 16
 _BATCHES_AHEAD = 4
 _READERS = 4
-# Rec. 601, as the readers of pictures have it.
-_GREY = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class PairStream:
                 f"{dataset.folder} holds {len(dataset)} pairs, so none are left to train on with "
                 f"{held_out} held out. Make more of them."
             )
+        self._checked: set[str] = set()
         largest = max(count for _, count in self._shards) * size * size * (channels + 1)
         self._block = min(_BLOCK_SHARDS, max(1, _BLOCK_BYTES // largest))
         # A dataset that is one block stays in memory.
@@ -96,7 +96,7 @@ class PairStream:
             float32, 0 or 1.
 
         Raises:
-            DatasetError: A shard is missing, torn, or does not hold what the dataset says.
+            DatasetError: A shard is missing, changed, or does not hold what the dataset says.
         """
         source = self._batches(first, end, rows)
         with closing(source), ThreadPoolExecutor(1, "fastdirs-batches") as reader:
@@ -119,7 +119,7 @@ class PairStream:
             As `batches`.
 
         Raises:
-            DatasetError: A shard is missing, torn, or does not hold what the dataset says.
+            DatasetError: A shard is missing, changed, or does not hold what the dataset says.
         """
         for shard, used in self._rest:
             pairs = self._read(shard, used, shard.count)
@@ -188,6 +188,7 @@ class PairStream:
     def _read(self, shard: Shard, first: int, end: int) -> _Rows:
         """The pairs of a shard from `first` to before `end`."""
         path = self._dataset.path(shard)
+        self._check(shard, path)
         pairs = [self._fitted(pair) for pair in islice(read_shard(path), first, end)]
         if len(pairs) < end - first:
             raise DatasetError(
@@ -195,6 +196,21 @@ class PairStream:
                 f"Find every file that changed with: fastdirs dataset check {self._dataset.folder}"
             )
         return _Rows(np.stack([image for image, _ in pairs]), np.stack([mask for _, mask in pairs]))
+
+    def _check(self, shard: Shard, path: Path) -> None:
+        """Compare a shard with its hash, before it is read for the first time."""
+        if shard.name in self._checked:
+            return
+        try:
+            found = sha256_file(path)
+        except OSError as error:
+            raise DatasetError(f"{path} cannot be read: {error.strerror}. Make the dataset again.") from error
+        if found != shard.sha256:
+            raise DatasetError(
+                f"{path} changed since it was written. "
+                f"Find every file that changed with: fastdirs dataset check {self._dataset.folder}"
+            )
+        self._checked.add(shard.name)
 
     def _fitted(self, pair: Pair) -> tuple[Pixels, NDArray[np.bool_]]:
         """A pair in the wanted size and channels."""
@@ -204,19 +220,14 @@ class PairStream:
                 f"{self._dataset.folder} pairs an image of {image.shape[0]} x {image.shape[1]} pixels with a "
                 f"mask of {mask.shape[0]} x {mask.shape[1]} (seed {pair.seed}). Make the dataset again."
             )
+        side = self._size
+        image = resize(image, side, side)
+        if mask.shape != (side, side):
+            # What covers at least half of a pixel.
+            mask = resize(mask.astype(np.float32), side, side) >= 0.5
         if image.shape[2] == 3 and self._channels == 1:
-            image = (image @ np.array(_GREY) + 0.5).astype(np.uint8)[..., None]
-        image = np.broadcast_to(image[..., : self._channels], (*mask.shape, self._channels))
-        return (image, mask) if mask.shape == (self._size,) * 2 else _resized(image, mask, self._size)
-
-
-def _resized(image: Pixels, mask: NDArray[np.bool_], size: int) -> tuple[Pixels, NDArray[np.bool_]]:
-    """An image averaged or interpolated to a square; of the mask, what covers at least half of a pixel."""
-    whole = np.concatenate([image, mask[..., None].view(np.uint8) * np.uint8(255)], axis=2)
-    pixels = torch.from_numpy(whole.transpose(2, 0, 1)).float()[None]
-    fitted = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-    values = fitted.clamp(0, 255).permute(1, 2, 0).numpy()
-    return (values[..., :-1] + 0.5).astype(np.uint8), values[..., -1] >= 127.5
+            image = np.rint(to_grey(image)).astype(np.uint8)
+        return np.broadcast_to(image[..., : self._channels], (side, side, self._channels)), mask
 
 
 def _joined(parts: list[_Rows]) -> _Rows:

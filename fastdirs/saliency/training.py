@@ -37,6 +37,7 @@ except ModuleNotFoundError as error:
 PICTURES_FOLDER = "pictures"
 _FIGURES = ("loss", "iou", "accuracy")
 _PICTURE_ROWS = 8
+_NOT_OF_THE_WEIGHTS = ("log_every", "save_every", "picture_every")
 _OF_THE_DATASET = ("generator", "bank", "direction", "epsilon", "rule")
 
 
@@ -62,6 +63,7 @@ def train_saliency(
     settings: SaliencySettings,
     *,
     folder: str | Path | None = None,
+    force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> TrainedSaliency:
@@ -73,6 +75,7 @@ def train_saliency(
         settings: As asked; what they leave open is decided here.
         folder: Where checkpoint, log and pictures are kept; the same call continues there and ends with the
             same bytes. None = nowhere.
+        force: Begin anew where the folder holds a training of such a network with other settings.
         progress: Called with steps done and in all.
         report: Called with a line about what is going on.
 
@@ -104,7 +107,7 @@ def train_saliency(
     )
     kept = folder if fabric.is_global_zero else None
     described = _described(dataset, settings, fabric.world_size)
-    with run_folder(kept, described) if kept else nullcontext(), torch.random.fork_rng():
+    with run_folder(kept, described, force) if kept else nullcontext(), torch.random.fork_rng():
         # Whether the folder is right is said by the one that holds it; the others read it afterwards.
         fabric.barrier()
         state = None if folder is None else folder / STATE_FILE
@@ -119,11 +122,12 @@ def train_saliency(
         fabric.barrier()
         log = TrainingLog(kept, first) if kept else None
         try:
-            _run(trainer, first, log, kept, progress)
+            held_out = _run(trainer, first, log, kept, progress)
         finally:
             if log:
                 log.close()
-        held_out = trainer.held_out()
+        if held_out is None:
+            held_out = trainer.held_out()
         _check_weights(segmenter)
         content = {
             "dataset": described["dataset"],
@@ -138,7 +142,7 @@ def train_saliency(
 
 def _described(dataset: MaskDataset, settings: SaliencySettings, world_size: int) -> Json:
     """What the weights depend on, to be compared with an earlier run."""
-    asked = asdict(settings)
+    asked = {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_THE_WEIGHTS}
     # A run may be continued to more steps than were asked for at first, unless its rates depend on them.
     if settings.schedule == "step":
         del asked["steps"]
@@ -259,8 +263,12 @@ def _agreement(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 def _run(
     trainer: _Trainer, first: int, log: TrainingLog | None, folder: Path | None,
     progress: Callable[[int, int], None],
-) -> None:  # fmt: skip
-    """All steps from `first` on, with a line, a picture and a checkpoint every so often."""
+) -> dict[str, float] | None:  # fmt: skip
+    """All steps from `first` on, with a line, a picture and a checkpoint every so often.
+
+    Returns the figures of the held-out pairs after the last step, if they were measured.
+    """
+    found = None
     fabric, settings, begun = trainer.fabric, trainer.settings, time.perf_counter()
     state = None if folder is None else folder / STATE_FILE
     trainer.warm_up()
@@ -290,6 +298,7 @@ def _run(
                 write_bytes(folder / PICTURES_FOLDER / f"step-{done:07d}.png", encode(picture, "png"))
             if state and due(settings.save_every):
                 _save(state, done, trainer)
+    return found
 
 
 def _check(means: Tensor, done: int, settings: SaliencySettings, state: Path | None) -> None:

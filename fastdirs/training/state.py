@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,12 +27,13 @@ _LEFT_OVER = re.compile(
 
 
 @contextmanager
-def run_folder(folder: Path, asked: Json) -> Iterator[bool]:
+def run_folder(folder: Path, asked: Json, replace: bool = False) -> Iterator[bool]:
     """Hold the folder of a run; yields whether it was begun earlier.
 
     Args:
         folder: The folder.
         asked: What the weights depend on: generator, method, number of directions, layers, settings.
+        replace: Remove what an earlier run with other settings left, if it was asked for the same things.
 
     Raises:
         OutputError: It holds something else or a run with other settings, another process fills it, or it
@@ -51,7 +53,13 @@ def run_folder(folder: Path, asked: Json) -> Iterator[bool]:
                 path.unlink()
         begun = is_manifest(folder / RUN_FILE, RUN_KIND)
         if begun:
-            _check_same(folder, asked)
+            try:
+                _check_same(folder, asked)
+            except OutputError:
+                if not (replace and _is_alike(folder, asked)):
+                    raise
+                _remove_run(folder)
+                begun = False
         elif any(path.name != _LOCK for path in folder.iterdir()):
             raise OutputError(f"{folder} exists and holds no training run. Choose another folder.")
         write_json(folder / RUN_FILE, manifest(RUN_KIND, {"asked": asked}))
@@ -60,6 +68,25 @@ def run_folder(folder: Path, asked: Json) -> Iterator[bool]:
         lock.release()
         with suppress(OSError):
             (folder / _LOCK).unlink(missing_ok=True)
+
+
+def _is_alike(folder: Path, asked: Json) -> bool:
+    """Whether an earlier run trained the same sort of network: its settings may differ, not what they are."""
+    earlier = json.loads((folder / RUN_FILE).read_bytes()).get("asked")
+    return isinstance(earlier, dict) and earlier.keys() == asked.keys()
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove an earlier run; its record goes last, so that the folder can be recognised until then."""
+    try:
+        for path in list(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (_LOCK, RUN_FILE):
+                path.unlink()
+        (folder / RUN_FILE).unlink()
+    except OSError as error:
+        raise OutputError.from_os(folder, error) from error
 
 
 def _check_same(folder: Path, asked: Json) -> None:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,8 +7,12 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from fastdirs.cli.saliency import _OUTPUTS, _PRESETS
 from fastdirs.images import decode, encode
-from fastdirs.segmenters import build_segmenter, is_segmenter, save_segmenter
+from fastdirs.saliency.folder_run import OUTPUTS
+from fastdirs.saliency.metrics import FIGURES
+from fastdirs.saliency.settings import PRESETS
+from fastdirs.segmenters import build_segmenter, is_segmenter, load_segmenter, save_segmenter
 
 Run = Callable[..., Result]
 QUICK = ("-o", "steps=4", "-o", "width=8", "-o", "batch=4", "-o", "log_every=2", "-o", "save_every=2")
@@ -83,11 +88,65 @@ def test_measured_against_masks(
         "--force",
     )  # fmt: skip
     assert set(found["figures"]) == set(direct["figures"])
-    for name in ("MAE", "Accuracy"):
-        value = float(direct["figures"][name])
-        assert float(found["figures"][name]) == pytest.approx(value, abs=0.01)
-    perfect = run_json("saliency", "eval", "masks", "masks", "--out", "report3")
-    assert float(perfect["figures"]["IoU"]) == 1
+    assert list(direct["figures"]) == [figure.key for figure in FIGURES]
+    for name in ("mae", "s_measure"):
+        assert found["figures"][name] == pytest.approx(direct["figures"][name], abs=0.01)
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert direct["figures"] == report["overall"]
+    assert [image["name"] for image in report["images"]] == ["a", "b", "c"]
+    perfect = run_json("saliency", "eval", "masks", "masks", "--out", "report3")["figures"]
+    assert (perfect["iou"], perfect["accuracy"], perfect["max_f"], perfect["mae"]) == (1, 1, 1, 0)
+
+
+def test_whether_a_report_can_be_written_is_known_before_the_work(
+    run: Run, model_file: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.txt").write_text("years of work")
+    # What the work would stop at.
+    (tmp_path / "photos" / "b.png").write_bytes(b"torn")
+    for force in ((), ("--force",)):
+        for given in ((model_file, "masks", "--images", photos), ("masks", "masks")):
+            result = run("saliency", "eval", *given, "--out", "report", *force)
+            assert result.exit_code == 1
+            assert ("left alone" if force else "exists already") in result.stderr
+    result = run("saliency", "eval", "masks", "masks", "--out", "model.safetensors/report")
+    assert result.exit_code == 1
+    assert "model.safetensors/report" in result.stderr
+
+
+def test_choices_are_those_of_the_library() -> None:
+    assert set(_PRESETS) == set(PRESETS)
+    assert _OUTPUTS == OUTPUTS
+
+
+def test_a_run_goes_on_with_what_was_chosen_for_it(run: Run, model_file: Path, photos: Path) -> None:
+    exported = run("saliency", "export", model_file, "--images", photos, "--max-batch", 4, "--out", "graph")
+    assert exported.exit_code == 0, exported.output
+    assert run("saliency", "run", model_file, photos, "--write", " masks,,", "--out", "out").exit_code == 0
+    assert not Path("out/cutouts").exists()
+    other = run("saliency", "run", "graph", photos, "--write", "masks", "--backend", "ort", "--out", "out")
+    assert other.exit_code == 1
+    assert "other settings: backend is eager, and ort is asked for now" in other.stderr
+    assert (
+        "other settings: backend is eager" in run("saliency", "run", "graph", photos, "--out", "out").stderr
+    )
+    nothing = run("saliency", "run", model_file, photos, "--write", ",", "--out", "none")
+    assert "Nothing is to be written" in nothing.stderr
+
+
+def test_forced_a_training_with_other_settings_begins_anew(
+    run: Run, run_json: Callable[..., Any], pairs: Path
+) -> None:
+    assert run("saliency", "train", pairs, *QUICK, "--out", "m.safetensors").exit_code == 0
+    forced = ("saliency", "train", pairs, *QUICK, "-o", "width=4", "--force", "--out", "m.safetensors")
+    assert run_json(*forced)["steps"] == 4
+    segmenter, _ = load_segmenter("m.safetensors")
+    assert segmenter.width == 4
+    # Its folder is no run of discovery.
+    refused = run("export", "m.run", "--out", "graph")
+    assert refused.exit_code == 1
+    assert "discover" not in refused.stderr
 
 
 def test_export_verify_and_inspect(run: Run, model_file: Path, photos: Path, tmp_path: Path) -> None:
@@ -111,6 +170,7 @@ def test_export_verify_and_inspect(run: Run, model_file: Path, photos: Path, tmp
         (("run", "model.safetensors", "nothing", "--out", "o"), 1, "nothing does not exist"),
         (("run", "model.safetensors", "photos", "--write", "masts", "--out", "o"), 1, "no output 'masts'"),
         (("run", "model.safetensors", "photos", "--threshold", "2", "--out", "o"), 2, "2.0 is not in"),
+        (("run", "model.safetensors", "photos", "--threshold", "0", "--out", "o"), 2, "0.0 is not in"),
         (("eval", "model.safetensors", "masks", "--out", "r"), 2, "Missing option '--images'"),
         (("eval", "photos", "nothing", "--out", "r"), 1, "nothing does not exist"),
         (("export", "photos/a.png", "--out", "e"), 1, "a.png"),

@@ -52,7 +52,8 @@ def test_masks_stay_with_their_objects() -> None:
     change = found_masks.sum((1, 2)) / masks.sum((1, 2))
     assert change.max() > 1.2
     assert change.min() < 0.9
-    assert (found_masks - masks).abs().sum((1, 2)).min() > 0
+    # A factor near 1 is rare, and without a mirror changes no pixel.
+    assert ((found_masks - masks).abs().sum((1, 2)) > 0).sum() >= 14
 
 
 def test_colours_change_and_masks_do_not() -> None:

@@ -131,6 +131,23 @@ def test_rendering() -> None:
     assert hard.tolist() == [[[0, 0, 0, 0], [0, 0, 0, 0], [7, 7, 7, 255]]]
 
 
+def test_a_cut_out_keeps_the_opacity_of_its_picture(runtime: SaliencyRuntime, tmp_path: Path) -> None:
+    pixels = np.full((1, 3, 4), 7, np.uint8)
+    pixels[0, :, 3] = 255, 128, 0
+    ones = np.ones((1, 3), np.float32)
+    assert render("cutouts", pixels, ones).tolist() == [[[7, 7, 7, 255], [7, 7, 7, 128], [0, 0, 0, 0]]]
+    assert render("cutouts", pixels, ones / 2, hard=True)[0, :, 3].tolist() == [255, 128, 0]
+    assert render("masks", pixels, ones)[0, :, 0].tolist() == [255, 255, 255]
+    scene = np.concatenate([_scene(40, 60), np.full((40, 60, 1), 255, np.uint8)], axis=-1)
+    scene[:10, :, 3] = 0
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(scene).save(tmp_path / "pictures" / "a.png")
+    run_folder(runtime, tmp_path / "pictures", tmp_path / "out")
+    cutout = decode((tmp_path / "out" / "cutouts" / "a.png").read_bytes())
+    assert cutout[:10].max() == 0
+    assert cutout[20:, :20, 3].min() > 240
+
+
 @pytest.mark.parametrize(("backend", "precision"), PAIRS)
 def test_every_backend(
     backend: str, precision: str, artifact: SegmenterArtifact, runtime: SaliencyRuntime, folder: Path,

@@ -1,10 +1,12 @@
 """Streams of saliency maps against masks in memory and in folders; which cases are kept to be looked at."""
 
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastdirs.errors import DatasetError, SelectionError, UnknownNameError
 from fastdirs.images import encode
@@ -14,10 +16,14 @@ from fastdirs.saliency.evaluation import (
     Prediction,
     evaluate,
     evaluate_folder,
+    predict_pairs,
     read_predictions,
     table,
 )
+from fastdirs.saliency.folders import pair_folders, read_photo
 from fastdirs.saliency.metrics import FIGURES, MetricSettings
+from fastdirs.saliency.runtime import SaliencyRuntime, open_saliency
+from fastdirs.segmenters import Segmenter
 
 
 def square(height: int = 24, width: int = 32, side: int = 10) -> np.ndarray:
@@ -188,6 +194,56 @@ def test_the_threshold_of_masks(folders: Path) -> None:
         assert evaluate_folder(predictions, folders / "masks", mask_threshold=threshold).empty == empty
     with pytest.raises(SelectionError, match="threshold of masks is 0"):
         evaluate_folder([], folders / "masks", mask_threshold=0)
+
+
+class _Bright(Segmenter):
+    """Saliency by brightness."""
+
+    kind = "bright"
+
+    def __init__(self) -> None:
+        super().__init__(3, 16, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 8 * images.mean(dim=1)
+
+
+def test_predictions_of_a_model(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folders / "images" / "b.png", np.full((40, 30, 3), 9, np.uint8))
+    pairs = pair_folders(folders / "images", folders / "masks")
+    with open_saliency(_Bright(), batch_size=2) as runtime:
+        photos = [read_photo(pair.picture) for pair in pairs]
+        wanted = runtime.saliency(photos)
+        sizes, run = [], SaliencyRuntime.stream
+        monkeypatch.setattr(
+            SaliencyRuntime, "stream",
+            lambda self, batches: run(self, (sizes.append(len(each)) or each for each in batches)),
+        )  # fmt: skip
+        found = list(predict_pairs(runtime, pairs))
+    assert sizes == [2, 1]
+    assert [each.name for each in found] == ["a", "b", "c"]
+    for prediction, photo, saliency in zip(found, photos, wanted, strict=True):
+        np.testing.assert_array_equal(prediction.image, photo)
+        np.testing.assert_array_equal(prediction.saliency, saliency)
+
+
+def test_the_photographs_of_a_batch_are_not_kept(folders: Path) -> None:
+    for number in range(8):
+        for kind, channels in (("images", 3), ("masks", 1)):
+            write(folders / kind / f"large{number}.png", np.full((1500, 1500, channels), 90, np.uint8))
+    pairs = [
+        pair
+        for pair in pair_folders(folders / "images", folders / "masks", ignore_unpaired=True)
+        if pair.stem.startswith("large")
+    ]
+    with open_saliency(_Bright(), batch_size=8) as runtime:
+        tracemalloc.start()
+        for prediction in predict_pairs(runtime, pairs):
+            assert prediction.saliency.shape == (1500, 1500)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    # A photograph and its saliency are 16 MB, and may be there twice; eight of them are 126 MB.
+    assert peak < 60e6
 
 
 def test_subfolders(folders: Path) -> None:

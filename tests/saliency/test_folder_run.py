@@ -7,6 +7,8 @@ import pytest
 
 from fastdirs.errors import ArtifactError, DatasetError, OutputError
 from fastdirs.manifest import manifest, write_json
+from fastdirs.recipe import Batch
+from fastdirs.saliency.export import export_segmenter, segmenter_settings
 from fastdirs.saliency.folder_run import (
     KIND,
     RUN_FILE,
@@ -16,6 +18,7 @@ from fastdirs.saliency.folder_run import (
     remove_run,
     remove_stale,
 )
+from fastdirs.segmenters import build_segmenter, save_segmenter
 
 ASKED = {
     "segmenter": "ab", "threshold": 0.5, "hard": False, "backend": "ort", "precision": "f32", "batch_size": 4,
@@ -52,9 +55,23 @@ def test_a_picture_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_was_chosen(tmp_path: Path) -> None:
-    assert choice_of(tmp_path) is None
-    write_json(tmp_path / RUN_FILE, manifest(KIND, {**ASKED, "what": [], "pictures": {}}))
-    assert choice_of(tmp_path) == {"backend": "ort", "precision": "f32", "batch_size": 4}
+    model, out = tmp_path / "model.safetensors", tmp_path / "out"
+    segmenter = build_segmenter("unet", 3, 32, 4)
+    save_segmenter(segmenter, model, {})
+    artifact = export_segmenter(model, tmp_path / "artifact", batch=Batch(opt=1, max=1))
+    assert choice_of(out, model) is None
+    mine = {**ASKED, "segmenter": segmenter_settings(segmenter)["weights_sha256"]}
+    choice = {"backend": "ort", "precision": "f32", "batch_size": 4}
+    for changes, of_graph, of_weights in (
+        ({}, choice, None),
+        ({"backend": "eager"}, None, {**choice, "backend": "eager"}),
+        ({"segmenter": "ab"}, None, None),
+        ({"backend": "abacus"}, None, None),
+        ({"backend": None}, None, None),
+    ):
+        write_json(out / RUN_FILE, manifest(KIND, {**mine, **changes, "what": [], "pictures": {}}))
+        assert choice_of(out, artifact.folder) == of_graph
+        assert choice_of(out, model) == of_weights
 
 
 def test_an_empty_folder_is_begun(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import pytest
 from PIL import Image
 
 from fastdirs.errors import DatasetError
+from fastdirs.images import picture_size
 from fastdirs.saliency.folders import (
     iterate_images,
     pair_folders,
     read_mask,
     read_photo,
     read_saliency,
+    read_with_opacity,
 )
 
 RAMP = np.arange(0, 256, dtype=np.uint8).reshape(8, 32)
@@ -73,6 +75,18 @@ def test_a_colour_that_stands_for_transparent(tmp_path: Path, mode: str) -> None
     assert (read[2:] == 90).all()
 
 
+def test_a_photograph_with_its_opacity(tmp_path: Path) -> None:
+    pixels = np.full((2, 3, 4), 90, np.uint8)
+    pixels[0, :, 3] = 0, 51, 255
+    np.testing.assert_array_equal(read_with_opacity(save(tmp_path / "a.png", pixels))[0], pixels[0])
+    opaque = np.ascontiguousarray(pixels[..., :3])
+    np.testing.assert_array_equal(read_with_opacity(save(tmp_path / "b.png", opaque)), opaque)
+    grey = read_with_opacity(save(tmp_path / "c.png", np.array([[[7, 0], [8, 255]]], np.uint8)))
+    assert grey.tolist() == [[[7, 7, 7, 0], [8, 8, 8, 255]]]
+    deep = save(tmp_path / "d.png", RAMP.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(read_with_opacity(deep), read_photo(deep))
+
+
 def test_grey_with_alpha(tmp_path: Path) -> None:
     read = read_photo(save(tmp_path / "a.png", np.array([[[0, 0], [0, 255]]], np.uint8)))
     assert read[0].tolist() == [[255] * 3, [0] * 3]
@@ -127,6 +141,17 @@ def test_torn_files_are_named(tmp_path: Path, suffix: str) -> None:
         read_photo(path)
 
 
+def test_large_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    # Pillow would warn of it, and a warning is an error here.
+    accepted = save(tmp_path / "accepted.png", np.zeros((30, 60), np.uint8))
+    assert read_photo(accepted).shape == (30, 60, 3)
+    huge = save(tmp_path / "huge.png", np.zeros((50, 60), np.uint8))
+    for read in (read_photo, picture_size):
+        with pytest.raises(DatasetError, match=r"huge\.png has 3,000 pixels, more than the 2,000 .* down"):
+            read(huge)
+
+
 def test_a_folder_is_no_picture(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot be read"):
         read_photo(tmp_path)
@@ -166,6 +191,14 @@ def test_what_is_transparent_is_not_salient(tmp_path: Path) -> None:
 def test_masks_of_zero_and_one_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="0 and 1 where black and white are 0 and 255"):
         read_mask(save(tmp_path / "a.png", SQUARE.view(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(np.uint16, "a.png"), (np.int32, "a.tif")], ids=["16 bits", "32 bits"]
+)
+def test_masks_of_eight_bits_in_more_are_refused(kind: type, name: str, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"0 and 255 where black and white are 0 and 65535.* by 257"):
+        read_mask(save(tmp_path / name, WHITE.astype(kind)))
 
 
 def test_an_empty_mask_is_read(tmp_path: Path) -> None:

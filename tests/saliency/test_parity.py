@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from fastdirs.backends import Array, Session
-from fastdirs.saliency.parity import ACCEPT, SaliencyParity, compare_saliency, measure_saliency
+from fastdirs.saliency.parity import (
+    ACCEPT,
+    SaliencyParity,
+    compare_saliency,
+    mask_threshold,
+    measure_saliency,
+)
 
 
 def _saliency(count: int = 4) -> Array:
@@ -57,6 +63,30 @@ def test_empty_masks_agree() -> None:
     some = nothing.copy()
     some[0, 0, 0] = 1
     assert compare_saliency(some, nothing).iou == 0.5
+
+
+def test_where_masks_are_compared() -> None:
+    assert mask_threshold(_saliency()) == 0.5
+    # One picture with an object is enough.
+    assert mask_threshold(np.concatenate([_saliency(1), np.zeros((3, 16, 16), np.float32)])) == 0.5
+    # Found nowhere, or everywhere, or one picture is all of it.
+    ramp = np.linspace(0, 0.2, 256, dtype=np.float32).reshape(1, 16, 16)
+    for wanted in (ramp, 1 - ramp):
+        assert mask_threshold(wanted) == pytest.approx(np.median(wanted))
+    # More than half of the pixels are alike.
+    assert mask_threshold(_saliency() / np.float32(9)) == pytest.approx(0.5 / 9)
+    for constant in (0, 0.5, 1, float("nan")):
+        assert mask_threshold(np.full((2, 4, 4), constant, np.float32)) is None
+
+
+def test_a_graph_that_finds_nothing_where_torch_finds_little() -> None:
+    wanted = _saliency() * np.float32(1e-4)
+    found = np.zeros_like(wanted)
+    assert compare_saliency(found, wanted).within(ACCEPT["f32"]), "no masks, so equal ones"
+    parity = measure_saliency(_Answers(), found[:, None], wanted, (2,))
+    assert parity.iou == 0
+    assert not parity.within(ACCEPT["f32"])
+    assert "IoU of masks 0.00000 at a saliency of 5e-05" in str(parity)
 
 
 def test_on_the_threshold_rounding_decides() -> None:

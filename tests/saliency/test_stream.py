@@ -1,5 +1,6 @@
 """Batches of images and masks, streamed from shards."""
 
+import copy
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 from fastdirs.errors import DatasetError
 from fastdirs.images import to_uint8
 from fastdirs.machine import resident_mib
+from fastdirs.manifest import sha256_file
 from fastdirs.mask_dataset import MaskDataset
 from fastdirs.saliency import stream
 from fastdirs.saliency.stream import PairStream
@@ -150,10 +152,10 @@ def test_grey_becomes_colour_and_back(
 
 def copied(dataset: MaskDataset, folder: Path) -> MaskDataset:
     shutil.copytree(dataset.folder, folder)
-    return replace(dataset, folder=folder)
+    return replace(dataset, folder=folder, content=copy.deepcopy(dataset.content))
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "fewer", "other", "sizes"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "fewer", "other", "bit", "sizes"])
 def test_a_damaged_shard_is_named(toy_dataset: MaskDataset, damage: str, tmp_path: Path) -> None:
     dataset = copied(toy_dataset, tmp_path / "pairs")
     path = dataset.path(dataset.shards[1])
@@ -168,12 +170,33 @@ def test_a_damaged_shard_is_named(toy_dataset: MaskDataset, damage: str, tmp_pat
         write_shard(path, (encode_pair(pair, "png") for pair in pairs[:-1]))
     elif damage == "other":
         path.write_bytes(b"no tar file" * 1000)
+    elif damage == "bit":
+        # In pixels, where nothing else would tell.
+        data = bytearray(path.read_bytes())
+        data[2000] ^= 1
+        path.write_bytes(data)
     else:
         pairs[3] = Pair(pairs[3].seed, pairs[3].image[:16], pairs[3].mask, {})
         write_shard(path, (encode_pair(pair, "png") for pair in pairs))
+        dataset.content["shards"][1]["sha256"] = sha256_file(path)
     named = "16 x 32 pixels .* 32 x 32" if damage == "sizes" else r"pairs-00001\.tar"
     with pytest.raises(DatasetError, match=named):
         list(PairStream(dataset, 32, 3, 10).batches(0, 20))
+
+
+def test_shards_that_count_fewer_pairs_are_told_apart(toy_dataset: MaskDataset, tmp_path: Path) -> None:
+    dataset = copied(toy_dataset, tmp_path / "pairs")
+    dataset.content["shards"][1]["count"] += 1
+    with pytest.raises(DatasetError, match=r"pairs-00001\.tar holds 20 pairs, not the 21"):
+        list(PairStream(dataset, 32, 3, 10).batches(0, 20))
+
+
+def test_each_shard_is_hashed_once(toy_dataset: MaskDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(stream, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(stream, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    list(PairStream(toy_dataset, 32, 3, 10).batches(0, 30))
+    assert sorted(hashed) == [shard.name for shard in toy_dataset.shards]
 
 
 def test_no_thread_is_left_behind(toy_dataset: MaskDataset) -> None:
@@ -202,7 +225,8 @@ def test_memory_does_not_grow_with_the_dataset(
     # The same shard under many names: 200 MiB of pixels.
     for index in range(1, 64):
         shutil.copy(small.path(small.shards[0]), small.path(replace(small.shards[0], name=f"{index}.tar")))
-    shards = [{"name": f"{index}.tar", "count": 200, "sha256": ""} for index in range(1, 64)]
+    whole = small.shards[0].sha256
+    shards = [{"name": f"{index}.tar", "count": 200, "sha256": whole} for index in range(1, 64)]
     many = replace(small, content={**small.content, "shards": shards})
     monkeypatch.setattr(stream, "_BLOCK_BYTES", 2**23)
     batches = PairStream(many, 64, 3, 50).batches(0, 200)
