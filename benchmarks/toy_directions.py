@@ -43,7 +43,9 @@ def main() -> None:
     toy = load_generator("toy", options={"resolution": str(RESOLUTION)})
     assert isinstance(toy, Toy)
     rows = []
-    for name, options in variants(arguments.method or METHODS.names()):
+    # What seeks one thing is not compared with what looks for all.
+    general = [name for name in METHODS.names() if not METHODS.load(name).seeks]
+    for name, options in variants(arguments.method or general):
         for count in COUNTS:
             rows.append(row(toy, name, options, count, arguments.seeds, arguments.steps))
             print(line(rows[-1]), flush=True)

@@ -72,6 +72,7 @@ class Method:
         refuses: Why the method does not apply to a generator; "" if it does.
         trains: Whether it takes long, so that it is given a folder to continue from.
         baseline: Whether it looks at nothing of the generator: what methods are compared with.
+        seeks: The one thing that its directions are for; "" if it looks for whatever a generator can do.
     """
 
     summary: str
@@ -80,6 +81,7 @@ class Method:
     refuses: Callable[[Generator], str] = _anything
     trains: bool = False
     baseline: bool = False
+    seeks: str = ""
 
 
 METHODS: Registry[Method] = Registry("fastdirs.discovery", "METHOD", "discovery method")

@@ -142,4 +142,5 @@ METHOD = Method(
     settings=Settings,
     find=find,
     refuses=_refuses,
+    seeks="background removal",
 )

@@ -13,7 +13,10 @@ from tests.discovery.conftest import CONFIGS
 
 KINDS = ("onnx_only", "own_module", *CONFIGS)
 # Of these alone nobody can say what multiplies the latents, or through what gradients would come.
-REFUSED = {("sefa", "onnx_only"), ("voynov", "onnx_only"), ("manifolds", "onnx_only"), ("sefa", "own_module")}
+REFUSED = {
+    *((method, "onnx_only") for method in ("background", "manifolds", "sefa", "voynov")),
+    ("sefa", "own_module"),
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
