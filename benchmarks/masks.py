@@ -225,16 +225,18 @@ def _filter(mask: Masks, image: torch.Tensor) -> tuple[Masks, tuple[str, ...]]:
 
 
 _MANY = """
-import resource, sys, time
+import sys, time
 import fastdirs
+from fastdirs.machine import resident_mib
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 import masks
 from fastdirs.masks import make_masks
-begun = time.perf_counter()
+begun, seen = time.perf_counter(), []
 make_masks(sys.argv[1], fastdirs.load_bank(masks.BANK), sys.argv[2], masks.SETTINGS, int(sys.argv[3]),
-           backend=masks.BEST[0], precision=masks.BEST[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, time.perf_counter() - begun)
+           backend=masks.BEST[0], precision=masks.BEST[1],
+           progress=lambda phase, done, total: seen.append(resident_mib()))
+print(max(seen), time.perf_counter() - begun)
 """
 
 
