@@ -213,7 +213,7 @@ def test_bank_of_another_generator(refused: Refused, folder: Path) -> None:
         ((*TRAVERSE, "--directions", "0,5"), "There is no direction 5. Directions run from 0 to 4."),
         ((*TRAVERSE, "--directions", "2-99999999999"), "99999999999"),
         ((*TRAVERSE, "--directions", "-1"), "'-1' is not a list of directions"),
-        ((*TRAVERSE, "--seeds", "4294967296"), "There is no seed 4294967296"),
+        ((*TRAVERSE, "--seeds", "9223372036854775808"), "There is no seed 9223372036854775808"),
         ((*DISCOVER, "--layers", "0-1"), "There is no layer 1. Layers run from 0 to 0."),
         ((*DISCOVER, "--directions", "33"), "33 directions are out of range"),
         ((*TRAVERSE, "--epsilons", "-6:1e6:9"), "Epsilon 1e+06 is out of range"),
