@@ -21,9 +21,19 @@ from fastdirs.latents import (
 
 
 def test_z_is_the_stream_of_numpy() -> None:
-    for seed in (0, 17, MAX_SEED):
+    for seed in (0, 17, 2**32 - 1):
         expected = np.random.RandomState(seed).randn(100).astype(np.float32)
         np.testing.assert_array_equal(sample_z([seed], 100)[0].numpy(), expected)
+
+
+def test_seeds_beyond_32_bits_have_streams_of_their_own() -> None:
+    seeds = (5, 2**32 + 5, 2**33 + 5, 5 * 2**32, MAX_SEED)
+    z = sample_z(seeds, 64)
+    correlations = np.corrcoef(z.numpy())
+    assert (np.abs(correlations[~np.eye(len(seeds), dtype=bool)]) < 0.6).all()
+    expected = np.random.RandomState([5, 1]).randn(64).astype(np.float32)
+    np.testing.assert_array_equal(z[1].numpy(), expected)
+    assert len(set(sample_classes(range(2**40, 2**40 + 50), 1000).tolist())) > 30
 
 
 def test_z_of_a_seed_does_not_depend_on_its_batch() -> None:
@@ -56,7 +66,7 @@ def test_seed_out_of_range(seed: int) -> None:
 def test_bounded_z_is_the_inverse_distribution_of_uniform_numbers(bound: float) -> None:
     normal = statistics.NormalDist()
     low, high = normal.cdf(-bound), normal.cdf(bound)
-    for seed in (0, 17, MAX_SEED):
+    for seed in (0, 17, 2**32 - 1):
         uniform = np.random.RandomState(seed).uniform(size=50)
         wanted = [normal.inv_cdf(low + each * (high - low)) for each in uniform]
         found = sample_z([3, seed], 50, bound)
