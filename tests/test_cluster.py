@@ -144,7 +144,8 @@ def test_a_killed_worker_costs_its_shard_only(
     assert contents(tmp_path / "ray") == contents(tmp_path / "local"), "and no temporary file is left"
 
 
-@pytest.mark.parametrize("kill", [pytest.param(False), pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
 def test_strips_are_those_of_a_local_run(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path, kill: bool
 ) -> None:
@@ -183,6 +184,7 @@ def layered_bank(layered: Generator) -> DirectionBank:
     return merge(banks)
 
 
+@pytest.mark.slow
 def test_errors_of_workers_are_those_of_a_local_run(
     toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:

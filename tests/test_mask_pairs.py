@@ -32,7 +32,7 @@ def rendered(
 
 
 @pytest.mark.parametrize("rule", MASK_RULES.names())
-@pytest.mark.parametrize("backend", ["eager", "ort", "openvino_cpu"])
+@pytest.mark.parametrize("backend", ["eager", "ort", pytest.param("openvino_cpu", marks=pytest.mark.slow)])
 def test_a_pair_is_what_the_rule_makes_of_two_images(
     rule: str, backend: str, toy: Generator, toy_artifact: Artifact, toy_bank: DirectionBank
 ) -> None:

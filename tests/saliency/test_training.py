@@ -345,6 +345,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(toy_dataset: MaskDatase
         assert (tmp_path / "killed.run" / name).read_bytes() == (tmp_path / "whole.run" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(toy_dataset: MaskDataset, tmp_path: Path) -> None:
     two = tmp_path / "two.safetensors"
     launched = command(
