@@ -10,8 +10,10 @@ from fastdirs.directions import DirectionBank
 from fastdirs.generators import Generator
 from fastdirs.generators.toy import Toy
 from fastdirs.images import encode, to_uint8
+from fastdirs.mask_scores import rank_removers
 from fastdirs.mask_settings import MaskSettings
 from fastdirs.masks import make_masks
+from fastdirs.runtime import open_runtime
 from fastdirs.saliency.cutouts import run_folder
 from fastdirs.saliency.evaluation import evaluate_folder, read_predictions
 from fastdirs.saliency.export import export_segmenter
@@ -25,7 +27,9 @@ def test_from_pairs_without_labels_to_a_measured_model(
     toy: Generator, toy_artifact: Artifact, toy_bank: DirectionBank, tmp_path: Path
 ) -> None:
     assert isinstance(toy, Toy)
-    settings = MaskSettings(direction=4, epsilon=4.0, rule="mean")
+    with open_runtime(toy_artifact, "ort") as opened:
+        best = rank_removers(opened, toy_bank).removers[0]
+    settings = MaskSettings(direction=best.direction, epsilon=best.epsilon, rule=best.rule)
     pairs = make_masks(toy_artifact, toy_bank, tmp_path / "pairs", settings, 400, backend="ort")
     chosen = saliency_settings("quick", {"steps": "400", "width": "16", "batch": "16"})
     trained = train_saliency(pairs, tmp_path / "model.safetensors", chosen)
