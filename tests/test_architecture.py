@@ -100,7 +100,7 @@ ONLY_IN = {
     "onnxruntime": ("backends/ort", "backends/_ort", "generators/onnx_graph.py", "quantization.py"),
     "onnxscript": ("tracing.py",),
     "jinja2": ("evaluation/report.py", "mask_page.py", "mask_scores.py", "saliency/report.py"),
-    "lightning_fabric": ("training/trainer.py", "saliency/training.py"),
+    "lightning_fabric": ("training/fabric.py",),
     "openvino": ("backends/openvino_cpu.py",),
     "monai": ("segmenters/",),
     "PIL": ("images.py", "writers/"),

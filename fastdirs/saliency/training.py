@@ -1,9 +1,8 @@
 """Training of a saliency network on a dataset of images and masks: steps, checkpoints, what it reaches."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 from fastdirs.errors import MissingDependencyError, SelectionError, TrainingError
 from fastdirs.images import Pixels, encode, grid, strip, to_uint8
-from fastdirs.machine import processes
 from fastdirs.manifest import Json, sha256_json, write_bytes
 from fastdirs.mask_dataset import MaskDataset, open_mask_dataset
 from fastdirs.registry import install_hint
@@ -25,8 +23,7 @@ from fastdirs.segmenters import Segmenter, build_segmenter, save_segmenter
 from fastdirs.training.state import STATE_FILE, load_state, run_folder, save_state
 
 try:
-    from lightning_fabric import Fabric
-
+    from fastdirs.training.fabric import open_fabric
     from fastdirs.training.log import TrainingLog
 except ModuleNotFoundError as error:
     raise MissingDependencyError(
@@ -158,7 +155,7 @@ class _Trainer:
     """A segmenter in training, on one of its processes."""
 
     def __init__(self, segmenter: Segmenter, dataset: MaskDataset, settings: SaliencySettings) -> None:
-        self.fabric = _fabric(settings)
+        self.fabric = open_fabric(settings.device)
         world = self.fabric.world_size
         # A batch norm needs two images.
         if settings.batch % world or settings.batch < 2 * world:
@@ -324,27 +321,3 @@ def _save(state: Path, done: int, trainer: _Trainer) -> None:
     except TrainingError as error:
         kept = f"; the checkpoint before it is kept in {state}" if state.exists() else ""
         raise TrainingError(f"{error} This is step {done}{kept}. Lower lr.") from error
-
-
-def _fabric(settings: SaliencySettings) -> Fabric:
-    """One process, or those that torchrun started."""
-    world, local = processes()
-    with _quiet_fabric():
-        fabric = Fabric(
-            accelerator=settings.device, devices=local, num_nodes=max(1, world // local),
-            strategy="ddp" if world > 1 else "auto",
-        )  # fmt: skip
-        fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _quiet_fabric() -> Iterator[None]:
-    """Fabric logs what it was told to do."""
-    logger = logging.getLogger("lightning_fabric")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,22 +1,18 @@
 """One training step, and what it needs: frozen images, two optimisers, one process or several."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdirs.deformators import Deformator
 from fastdirs.errors import SelectionError
 from fastdirs.images import GREY_LEVELS, Pixels, grid, strip, to_uint8
-from fastdirs.machine import processes
 from fastdirs.pairs import Pairs, draw_pairs
 from fastdirs.reconstructors import Reconstructor
 from fastdirs.shift_space import ShiftSpace
+from fastdirs.training.fabric import open_fabric
 from fastdirs.training.frozen import FrozenGenerator
 from fastdirs.training.settings import TrainingSettings
 
@@ -115,7 +111,7 @@ class Trainer:
         settings: TrainingSettings, centroid: nn.Module | None = None, centroid_weight: float = 0.0,
         per_direction: int = 1,
     ) -> None:  # fmt: skip
-        self.fabric = _fabric(settings)
+        self.fabric = open_fabric(settings.device)
         world = self.fabric.world_size
         if settings.batch % (world * per_direction):
             raise SelectionError(
@@ -200,27 +196,3 @@ class Trainer:
         latents, c = self._synthesis.latents(pairs.z[rows], classes)
         device = self.fabric.device
         return latents, c, pairs.directions[rows].to(device), pairs.epsilons[rows].to(device)
-
-
-def _fabric(settings: TrainingSettings) -> Fabric:
-    """One process, or those that torchrun started."""
-    world, local = processes()
-    with _quiet_fabric():
-        fabric = Fabric(
-            accelerator=settings.device, devices=local, num_nodes=max(1, world // local),
-            strategy="ddp" if world > 1 else "auto",
-        )  # fmt: skip
-        fabric.launch()
-    return fabric
-
-
-@contextmanager
-def _quiet_fabric() -> Iterator[None]:
-    """Fabric logs what it was told to do."""
-    logger = logging.getLogger("lightning_fabric")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
